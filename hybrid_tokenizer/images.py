@@ -1,0 +1,85 @@
+"""The only code that knows value ranges and resizing.
+
+Inside the package images are float tensors in [-1, 1], layout b 3 h w. PIL images and uint8 arrays exist at the edges.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RANGE_SLACK = 1.0  # decoders overshoot [-1, 1]; anything beyond [-2, 2] is another value range
+
+
+def from_pil(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    """An RGB PIL image as float in [-1, 1]."""
+    if image.mode != "RGB":
+        raise HybridTokenizerError(f"image mode is {image.mode!r}, expected 'RGB'; call image.convert('RGB') first")
+    return from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    """Float in [-1, 1] as an RGB PIL image, clamped and rounded."""
+    return Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())
+
+
+def from_uint8(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """0..255 to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b 3 h w"]:
+    """[-1, 1] to 0..255, clamped and rounded to nearest (truncation would darken by half a level)."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_unit(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """[-1, 1] to [0, 1], the range of metrics. Not clamped."""
+    return (images + 1) / 2
+
+
+def check_range(images: Float[Tensor, "*b 3 h w"]) -> None:
+    """Raise when `images` can not be in [-1, 1]: 0..255 floats, or non-finite values.
+
+    Images in [0, 1] lie inside [-1, 1] and can not be told apart from dark-free images; callers convert explicitly.
+    """
+    low, high = images.aminmax()
+    if not (low >= -1 - RANGE_SLACK and high <= 1 + RANGE_SLACK):  # also false for NaN
+        raise HybridTokenizerError(
+            f"image values span {low.item():.4g} to {high.item():.4g}, expected [-1, 1]; "
+            "convert with hybrid_tokenizer.images.from_uint8 or divide 0..255 floats by 127.5 and subtract 1"
+        )
+
+
+def resize_area(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
+    """`Resize` of eq. 4: the mean over each target pixel's area (antialiased). One choice for loss, warm start and control."""
+    return F.interpolate(images, size=size, mode="area")
+
+
+def resize_bicubic(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
+    """Antialiased bicubic, up or down. May overshoot [-1, 1] by a little."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True).to(images.dtype)
+
+
+def normalize_clip(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """[-1, 1] to CLIP's channel statistics (the input of BLIP-2's vision encoder)."""
+    mean = images.new_tensor(CLIP_MEAN).view(3, 1, 1)
+    std = images.new_tensor(CLIP_STD).view(3, 1, 1)
+    return (to_unit(images) - mean) / std
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size` (up or down, antialiased bicubic), then the centre `size` x `size`."""
+    width, height = image.size
+    scale = size / min(width, height)
+    resized = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC)
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return resized.crop((left, top, left + size, top + size))
