@@ -1,0 +1,130 @@
+"""The stream that training draws from: draw number n is the same crop of the same image whatever the workers, ranks or
+restarts, so a resumed run continues exactly where it was killed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hybrid_tokenizer.data.captions import CaptionedImage
+from hybrid_tokenizer.data.folders import UnreadableImage, open_rgb
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import from_pil
+
+MAX_CONSECUTIVE_FAILURES = 100
+
+
+@dataclass
+class CropConfig:
+    """A square crop of `scale` times the shorter side, at random, resized to `size` px (also up), flipped half of the time."""
+
+    size: int = 256
+    scale: tuple[float, float] = (0.7, 1.0)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise HybridTokenizerError(f"crop scale={self.scale} must satisfy 0 < low <= high <= 1, e.g. [0.7, 1.0]")
+        if self.size < 1:
+            raise HybridTokenizerError(f"crop size={self.size} must be at least 1 px")
+
+
+def random_crop(image: Image.Image, config: CropConfig, rng: np.random.Generator) -> Image.Image:
+    """One random crop. The three draws are always made, so one option does not shift the others' randomness."""
+    share, across, down, flip = rng.uniform(*config.scale), rng.random(), rng.random(), rng.random()
+    side = share * min(image.size)
+    left, top = across * (image.width - side), down * (image.height - side)
+    box = (left, top, min(left + side, image.width), min(top + side, image.height))
+    crop = image.resize((config.size, config.size), Image.Resampling.BICUBIC, box=box)
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if config.flip and flip < 0.5 else crop
+
+
+class TrainingStream(Dataset):
+    """Endless shuffled epochs over `items`, addressed by draw number.
+
+    Each epoch is a permutation seeded by (seed, epoch); the crop and the caption of a draw are seeded by (seed, draw).
+    An unreadable image is replaced by the next draw's image and named in `skipped`.
+    """
+
+    def __init__(self, items: Sequence[Path | CaptionedImage], crop: CropConfig, seed: int):
+        if not items:
+            raise HybridTokenizerError("no training images are left; add images or lower the held-out share")
+        self.items, self.crop, self.seed = list(items), crop, seed
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.items))
+
+    def __getstate__(self) -> dict[str, Any]:  # an lru_cache can not be pickled to spawned workers
+        return {"items": self.items, "crop": self.crop, "seed": self.seed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        skipped = []
+        for attempt in range(draw, draw + MAX_CONSECUTIVE_FAILURES):
+            epoch, position = divmod(attempt, len(self.items))
+            item = self.items[self._permutation(epoch)[position]]
+            path, captions = (item.path, item.captions) if isinstance(item, CaptionedImage) else (item, ("",))
+            try:
+                image = open_rgb(path)
+            except UnreadableImage as error:
+                skipped.append((str(error.path), error.reason))
+                continue
+            rng = np.random.default_rng((self.seed, 1, draw))
+            crop = from_pil(random_crop(image, self.crop, rng))
+            caption = captions[rng.integers(len(captions))]
+            return {"images": crop, "captions": caption, "skipped": skipped}
+        raise HybridTokenizerError(
+            f"{MAX_CONSECUTIVE_FAILURES} images in a row are unreadable, the last: {skipped[-1][0]}: {skipped[-1][1]}"
+        )
+
+
+class DrawSampler(Sampler[list[int]]):
+    """Batches of draw numbers from micro-batch `first` on, for one rank of several."""
+
+    def __init__(self, batch_size: int, first: int, rank: int, world_size: int):
+        self.batch_size, self.first, self.rank, self.world_size = batch_size, first, rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        micro = self.first
+        while True:
+            start = (micro * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+            micro += 1
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """images Float[b 3 s s], captions list[str], skipped list of (path, reason)."""
+    return {
+        "images": torch.stack([sample["images"] for sample in samples]),
+        "captions": [sample["captions"] for sample in samples],
+        "skipped": [entry for sample in samples for entry in sample["skipped"]],
+    }
+
+
+def build_loader(
+    stream: TrainingStream, batch_size: int, first: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
+) -> DataLoader:
+    """An endless loader that starts at micro-batch `first`."""
+    return DataLoader(
+        stream,
+        batch_sampler=DrawSampler(batch_size, first, rank, world_size),
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)  # decoding and resizing run in PIL; more threads only fight the training process
