@@ -66,7 +66,9 @@ def resize_bicubic(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> F
     """Antialiased bicubic, up or down. May overshoot [-1, 1] by a little."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
-    return F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True).to(images.dtype)
+    return F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True).to(
+        images.dtype
+    )
 
 
 def normalize_clip(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -80,6 +82,8 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     """Shorter side to `size` (up or down, antialiased bicubic), then the centre `size` x `size`."""
     width, height = image.size
     scale = size / min(width, height)
-    resized = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC)
+    resized = image.resize(
+        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
+    )
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     return resized.crop((left, top, left + size, top + size))

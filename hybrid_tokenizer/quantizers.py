@@ -59,9 +59,13 @@ class QuantizerConfig:
                     f"fsq_levels={self.fsq_levels} must multiply to codebook_size={self.codebook_size}, e.g. [8, 5, 5, 5] and 1000"
                 )
             if len(self.fsq_levels) != self.codebook_dim:
-                raise HybridTokenizerError(f"codebook_dim={self.codebook_dim} must equal the {len(self.fsq_levels)} fsq_levels")
+                raise HybridTokenizerError(
+                    f"codebook_dim={self.codebook_dim} must equal the {len(self.fsq_levels)} fsq_levels"
+                )
         if self.kind == "lfq" and 2**self.codebook_dim != self.codebook_size:
-            raise HybridTokenizerError(f"lfq needs codebook_size = 2**codebook_dim; got {self.codebook_size} and {self.codebook_dim}")
+            raise HybridTokenizerError(
+                f"lfq needs codebook_size = 2**codebook_dim; got {self.codebook_size} and {self.codebook_dim}"
+            )
 
 
 class VectorQuantizer(nn.Module):
@@ -145,7 +149,9 @@ class LibraryQuantizer(nn.Module):
 
 def build_quantizer(config: QuantizerConfig) -> VectorQuantizer | LibraryQuantizer:
     """The quantizer that `config.kind` names."""
-    return VectorQuantizer(config.codebook_size, config.codebook_dim) if config.kind == "vq" else LibraryQuantizer(config)
+    return (
+        VectorQuantizer(config.codebook_size, config.codebook_dim) if config.kind == "vq" else LibraryQuantizer(config)
+    )
 
 
 def vq_loss(quantized: Quantized, config: QuantizerConfig) -> Float[Tensor, ""]:

@@ -57,7 +57,9 @@ def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the stricter bound
             with Image.open(path) as image:
                 if image.width * image.height > max_pixels:
-                    raise UnreadableImage(path, f"{image.width}x{image.height} is over the limit of {max_pixels} pixels")
+                    raise UnreadableImage(
+                        path, f"{image.width}x{image.height} is over the limit of {max_pixels} pixels"
+                    )
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except UnreadableImage:
@@ -90,7 +92,9 @@ def hold_out(paths: list[Path], root: Path, fraction: float = 0.02, at_least: in
     Returns (training, validation). A folder of fewer than 16 images gives up to half of them.
     """
     if len(paths) < 2:
-        raise HybridTokenizerError(f"{root} holds {len(paths)} image(s); at least 2 are needed to hold one out for validation")
+        raise HybridTokenizerError(
+            f"{root} holds {len(paths)} image(s); at least 2 are needed to hold one out for validation"
+        )
     count = min(max(at_least, round(fraction * len(paths))), len(paths) // 2)
     ranked = sorted(paths, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest())
     held = set(ranked[:count])

@@ -1,0 +1,1 @@
+"""Training under Accelerate: one step-based loop, one objective a stage."""

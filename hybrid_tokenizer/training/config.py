@@ -1,0 +1,66 @@
+"""What the loop needs to know, whatever it trains."""
+
+from dataclasses import dataclass
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+TRACKERS = ("tensorboard", "wandb", "none")
+
+
+@dataclass
+class TrainingConfig:
+    """`batch_size` is one process's micro-batch; a step sees batch_size * accumulation * processes images.
+
+    `num_threads` fixes the CPU kernels' thread count, because sums split over threads round differently: with it a
+    one-process CPU run gives the same weights whatever the environment says. It is not used on a GPU.
+    """
+
+    max_steps: int = 24
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 4e-4
+    min_learning_rate: float = 2e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "auto"
+    compile: bool = False
+    seed: int = 0
+    num_workers: int = 1
+    num_threads: int = 2
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    validate_every: int = 100
+    max_val_images: int = 32
+    log_every: int = 10
+    max_minutes: float | None = None
+    tracker: str = "tensorboard"
+    wandb_project: str = "hybrid_tokenizer"
+    wandb_mode: str = "offline"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mixed_precision not in PRECISIONS:
+            raise HybridTokenizerError(
+                f"training.mixed_precision={self.mixed_precision!r} is unknown; use one of {', '.join(PRECISIONS)}"
+            )
+        if self.tracker not in TRACKERS:
+            raise HybridTokenizerError(
+                f"training.tracker={self.tracker!r} is unknown; use one of {', '.join(TRACKERS)}"
+            )
+        for name in (
+            "max_steps",
+            "batch_size",
+            "accumulation",
+            "save_every",
+            "keep_checkpoints",
+            "validate_every",
+            "log_every",
+        ):
+            if getattr(self, name) < 1:
+                raise HybridTokenizerError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise HybridTokenizerError(f"training.ema_decay={self.ema_decay} must be in [0, 1); 0 turns averaging off")

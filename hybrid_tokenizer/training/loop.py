@@ -1,0 +1,368 @@
+"""The step-based loop: accumulate, clip, average, validate, save, resume. It knows objectives, never models by name."""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from hybrid_tokenizer.checkpoints.files import load_strict, state_hash, write_json
+from hybrid_tokenizer.data import TrainingStream, build_loader
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import to_uint8
+from hybrid_tokenizer.provenance import provenance
+from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.objective import Objective, ema_decay_at, learning_rate_at
+from hybrid_tokenizer.training.state import (
+    EMA,
+    MODEL,
+    OPTIMIZER,
+    append_jsonl,
+    find_checkpoint,
+    load_checkpoint_tensors,
+    pack_optimizer,
+    save_checkpoint,
+    trim_jsonl,
+    unpack_optimizer,
+)
+
+
+def train(
+    objective: Objective,
+    stream: TrainingStream,
+    val_batches: list[dict[str, Any]],
+    config: TrainingConfig,
+    output_dir: Path,
+    run_facts: dict[str, Any],
+) -> None:
+    """Train `objective` on `stream` until `config.max_steps`, resuming from `output_dir` by itself.
+
+    Writes `output_dir`/checkpoints, metrics.jsonl, validation/*.png, and at the end final/ (the averaged weights as a
+    component) with training.json. Raises HybridTokenizerError when the loss is not finite; checkpoints stay as they were.
+
+    Args:
+        val_batches: small batches like those of the stream, judged every `validate_every` steps by the main process.
+        run_facts: the resolved configuration, written beside the weights.
+    """
+    _Run(objective, stream, val_batches, config, output_dir, run_facts).run()
+
+
+def choose_precision(config: TrainingConfig) -> str:
+    """bf16 where the device computes it natively, fp32 elsewhere."""
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+class _Run:
+    def __init__(
+        self,
+        objective: Objective,
+        stream: TrainingStream,
+        val_batches: list[dict[str, Any]],
+        config: TrainingConfig,
+        output_dir: Path,
+        run_facts: dict[str, Any],
+    ):
+        self.config, self.output_dir, self.val_batches, self.run_facts = config, output_dir, val_batches, run_facts
+        tracker = None if config.tracker == "none" else config.tracker
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=config.accumulation,
+            mixed_precision=choose_precision(config),
+            log_with=tracker,
+            project_dir=str(output_dir),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=objective.unused_parameters)],
+        )
+        if self.accelerator.device.type == "cpu":
+            torch.set_num_threads(config.num_threads)
+        self.main = self.accelerator.is_main_process
+        objective.to(memory_format=torch.channels_last)
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
+        self.names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
+        self.prepared, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.objective = objective
+        self.ema = (
+            {name: p.detach().clone() for name, p in objective.model.named_parameters()} if config.ema_decay else {}
+        )
+        self.step = 0
+        self.seconds_before = 0.0
+        self._resume()
+        self.loader = build_loader(
+            stream,
+            config.batch_size,
+            first=self.step * config.accumulation,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            num_workers=config.num_workers,
+        )
+        self.compiled = torch.compile(self.prepared) if config.compile else self.prepared
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        """What decides which images a step sees; a resumed run must keep it."""
+        return {
+            "seed": self.config.seed,
+            "images_per_step": self.config.batch_size * self.config.accumulation * self.accelerator.num_processes,
+        }
+
+    def _resume(self) -> None:
+        found = find_checkpoint(self.output_dir / "checkpoints") if self.main else None
+        if self.accelerator.num_processes > 1:  # every rank must read what the main process chose
+            shared = [found]
+            torch.distributed.broadcast_object_list(shared)
+            found = shared[0]
+        if found is None:
+            self._say("starting from step 0")
+            return
+        folder, facts = found
+        if facts["geometry"] != self.geometry:
+            raise HybridTokenizerError(
+                f"{folder} was trained with {facts['geometry']}, this run has {self.geometry}; "
+                "keep seed and images a step when resuming, or use a new output_dir"
+            )
+        tensors = load_checkpoint_tensors(folder)
+        frozen = {key for key in self.objective.state_dict() if key.startswith("frozen.")}
+        load_strict(self.objective, tensors[MODEL], str(folder / MODEL), ignore=frozen)
+        if self.ema:
+            if set(tensors.get(EMA, {})) != set(self.ema):
+                raise HybridTokenizerError(
+                    f"{folder} holds other averaged weights than this run keeps; use a new output_dir"
+                )
+            self.ema = {name: value.to(self.accelerator.device) for name, value in tensors[EMA].items()}
+        inner = self.optimizer.optimizer
+        unpack_optimizer(inner, self.names, tensors[OPTIMIZER], str(folder / OPTIMIZER))
+        self.step, self.seconds_before = facts["step"], facts["seconds"]
+        if self.main:
+            trim_jsonl(self.output_dir / "metrics.jsonl", self.step)
+        self._say(f"resumed from step {self.step}")
+
+    def run(self) -> None:
+        self.started = time.monotonic()
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers(
+                self.config.wandb_project,
+                init_kwargs={"wandb": {"mode": self.config.wandb_mode, "dir": str(self.output_dir)}},
+            )
+        batches = iter(self.loader)
+        self.skipped: set[str] = set()
+        self.pending: list[dict[str, Tensor]] = []
+        waited = 0.0
+        bar = tqdm(
+            total=self.config.max_steps,
+            initial=self.step,
+            unit="step",
+            disable=not (self.main and self.config.progress),
+        )
+        if self.step == 0 and self.config.max_steps > 0:
+            self._validate()
+        while self.step < self.config.max_steps:
+            waited += self._train_step(batches)
+            self.step += 1
+            bar.update()
+            last = self.step == self.config.max_steps
+            out_of_time = self._out_of_time()
+            if self.step % self.config.log_every == 0 or last or self.step % self.config.save_every == 0 or out_of_time:
+                self._log(bar, waited)
+            if self.step % self.config.save_every == 0 or last or out_of_time:
+                self._save()
+            if self.step % self.config.validate_every == 0 or last:
+                self._validate()
+            if out_of_time and not last:
+                bar.close()
+                self._say(f"stopped at step {self.step} after {self.config.max_minutes} minutes; run again to continue")
+                self.accelerator.end_training()
+                return
+        bar.close()
+        self._finish()
+
+    def _train_step(self, batches: Iterator[dict[str, Any]]) -> float:
+        """One optimizer step; returns the seconds spent waiting for data."""
+        # resuming is exact because every random draw of a step follows from (seed, rank, step)
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step * 1_009 + self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(
+                self.step,
+                self.config.learning_rate,
+                self.config.min_learning_rate,
+                self.config.warmup_steps,
+                self.config.max_steps,
+            )
+        self.objective.train()
+        waited = 0.0
+        for _ in range(self.config.accumulation):
+            before = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - before
+            self._report_skipped(batch["skipped"])
+            batch["images"] = batch["images"].to(
+                self.accelerator.device, non_blocking=True, memory_format=torch.channels_last
+            )
+            with self.accelerator.accumulate(self.prepared):
+                with self.accelerator.autocast():
+                    losses = self.compiled(batch, self.step)
+                self.accelerator.backward(losses["total"])
+                if self.accelerator.sync_gradients:
+                    losses["grad_norm"] = torch.as_tensor(
+                        self.accelerator.clip_grad_norm_(self.names.keys(), self.config.max_grad_norm)
+                    )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.pending.append({name: value.detach() for name, value in losses.items()})
+        decay = ema_decay_at(self.step, self.config.ema_decay)
+        with torch.no_grad():
+            for name, parameter in self.objective.model.named_parameters():
+                if name in self.ema:
+                    self.ema[name].lerp_(parameter.detach(), 1 - decay)
+        return waited
+
+    def _out_of_time(self) -> bool:
+        limit = self.config.max_minutes
+        over = limit is not None and time.monotonic() - self.started > limit * 60
+        if self.accelerator.num_processes > 1:  # all ranks must stop at the same step
+            flag = torch.tensor([float(over)], device=self.accelerator.device)
+            over = bool(self.accelerator.reduce(flag, "sum").item())
+        return over
+
+    def _report_skipped(self, skipped: list[tuple[str, str]]) -> None:
+        for path, reason in skipped:
+            if path not in self.skipped:
+                self.skipped.add(path)
+                print(f"skipped {path}: {reason}", flush=True)
+
+    def _log(self, bar: tqdm, waited: float) -> None:
+        """Means since the last log, to the bar, the log file and the trackers. The only place that waits for the device."""
+        names = {name for losses in self.pending for name in losses}
+        means = {
+            name: torch.stack([losses[name].float() for losses in self.pending if name in losses]).mean().item()
+            for name in sorted(names)
+        }
+        self.pending.clear()
+        if not all(math.isfinite(value) for value in means.values()):
+            bar.close()
+            raise HybridTokenizerError(
+                f"the loss stopped being finite in the {self.config.log_every} steps before step {self.step} ({means}); "
+                f"the checkpoints in {self.output_dir / 'checkpoints'} are from before: lower training.learning_rate and run again"
+            )
+        elapsed = time.monotonic() - self.started
+        row = {
+            "step": self.step,
+            **means,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "waited_for_data": waited / elapsed,
+        }
+        bar.set_postfix(loss=f"{means['total']:.4f}")
+        if self.main:
+            append_jsonl(self.output_dir / "metrics.jsonl", row)
+        self.accelerator.log({f"train/{name}": value for name, value in row.items() if name != "step"}, step=self.step)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        live = {name: p.detach().clone() for name, p in self.objective.model.named_parameters()}
+        self._set_weights(self.ema)
+        try:
+            yield
+        finally:
+            self._set_weights(live)
+
+    @torch.no_grad()
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.objective.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Judge the averaged weights on the main process; the others wait."""
+        if self.main and self.val_batches:
+            self.objective.eval()
+            # validation must not move the training's random state
+            with torch.random.fork_rng(devices=[]), self._averaged_weights(), self.accelerator.autocast():
+                torch.manual_seed(self.config.seed)
+                batches = [{**b, "images": b["images"].to(self.accelerator.device)} for b in self.val_batches]
+                judged = self.objective.judge(batches)
+            figures = {f"val_{name}": value for name, value in judged.figures.items()}
+            append_jsonl(self.output_dir / "metrics.jsonl", {"step": self.step, **figures})
+            self.accelerator.log({name.replace("val_", "val/", 1): v for name, v in figures.items()}, step=self.step)
+            shown = " ".join(f"{name}={value:.4g}" for name, value in judged.figures.items())
+            tqdm.write(f"step {self.step}: validation {shown}")
+            if judged.pictures is not None:
+                save_grid(judged.pictures, self.output_dir / "validation" / f"step-{self.step:08d}.png")
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        if self.main:
+            tensors = {
+                MODEL: self.objective.saved_state(),
+                OPTIMIZER: pack_optimizer(self.optimizer.optimizer, self.names),
+            }
+            if self.ema:
+                tensors[EMA] = self.ema
+            seconds = self.seconds_before + time.monotonic() - self.started
+            facts = {"geometry": self.geometry, "seconds": seconds}
+            save_checkpoint(self.output_dir / "checkpoints", self.step, self.config.keep_checkpoints, tensors, facts)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> None:
+        hashes = [state_hash(self.objective.model)]
+        if self.accelerator.num_processes > 1:
+            gathered: list[Any] = [None] * self.accelerator.num_processes
+            torch.distributed.all_gather_object(gathered, hashes[0])
+            hashes = gathered
+        if len(set(hashes)) > 1:
+            raise HybridTokenizerError(
+                f"weights differ between processes at the end ({hashes}); this run can not be trusted"
+            )
+        if self.main:
+            self.objective.eval()
+            with self._averaged_weights():
+                self.objective.export(self.output_dir / "final")
+            seconds = self.seconds_before + time.monotonic() - self.started
+            facts = {
+                "step": self.step,
+                "images_seen": self.step * self.geometry["images_per_step"],
+                "seconds": round(seconds, 1),
+                "processes": self.accelerator.num_processes,
+                "mixed_precision": self.accelerator.mixed_precision,
+                "weights_sha256_by_rank": hashes,
+                "skipped": sorted(self.skipped),
+                "config": self.run_facts,
+                "provenance": provenance(),
+            }
+            write_json(self.output_dir / "final" / "training.json", facts)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        self._say(f"finished at step {self.step}")
+
+    def _say(self, line: str) -> None:
+        if self.main:
+            print(line, flush=True)
+
+
+def save_grid(pictures: Tensor, path: Path) -> None:
+    """Rows of images in [-1, 1] as one PNG, written whole or not at all."""
+    from torchvision.io import encode_png
+    from torchvision.utils import make_grid
+
+    rows, columns = pictures.shape[:2]
+    grid = make_grid(
+        to_uint8(pictures.float().cpu().reshape(rows * columns, *pictures.shape[2:])), nrow=columns, padding=2
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(encode_png(grid).numpy().tobytes())
+    os.replace(temporary, path)
