@@ -1,0 +1,103 @@
+"""Sizes of Branch II. The defaults are SEED v1's, the tokenizer that the paper describes."""
+
+from dataclasses import dataclass, field
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.quantizers import QuantizerConfig
+
+VARIANTS = ("seed1", "seed2_mlp", "seed2_revq")
+
+
+@dataclass
+class SemanticConfig:
+    """`variant` names how the decoded codes become generation embeddings.
+
+    seed1: reverse Q-Former with 77 queries (cross-attention states of Stable Diffusion 1.x); seed2_revq: the same with one
+    query (an image embedding for unCLIP); seed2_mlp: a bias-free MLP per code, flattened and projected to one embedding.
+    """
+
+    variant: str = "seed1"
+    image_size: int = 224
+    patch_size: int = 14
+    vision_width: int = 1408
+    vision_layers: int = 39  # EVA-CLIP has 40; BLIP-2 reads the one before the last
+    vision_heads: int = 16
+    vision_mlp_width: int = 6144
+    width: int = 768  # of both Q-Formers and of the decoder blocks
+    num_queries: int = 32
+    causal: bool = True  # the reference switches by "exactly 32 queries"; here it is said
+    qformer_layers: int = 12
+    qformer_heads: int = 12
+    qformer_mlp_width: int = 3072
+    cross_attention_every: int = 2
+    quantizer: QuantizerConfig = field(
+        default_factory=lambda: QuantizerConfig(kind="vq", codebook_size=8192, codebook_dim=32)
+    )
+    decoder_layers: int = 4
+    decoder_heads: int = 12
+    decoder_mlp_width: int = 3072
+    cosine_stack: bool = True  # the stack behind eq. 7: training reads it, encoding and decoding do not
+    reverse_layers: int = 4
+    num_generation_embeds: int = 77
+    generation_width: int = 768
+    mlp_widths: list[int] = field(default_factory=lambda: [256, 128, 32])  # seed2_mlp
+    dropout: float = 0.0  # hidden and attention dropout of the Q-Formers; SEED trains with 0.1
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise HybridTokenizerError(f"variant={self.variant!r} is unknown; use one of {', '.join(VARIANTS)}")
+        if self.image_size % self.patch_size:
+            raise HybridTokenizerError(
+                f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}; "
+                f"use {self.image_size // self.patch_size * self.patch_size}"
+            )
+        for name, width, heads in (
+            ("vision_heads", self.vision_width, self.vision_heads),
+            ("qformer_heads", self.width, self.qformer_heads),
+            ("decoder_heads", self.width, self.decoder_heads),
+        ):
+            if width % heads:
+                raise HybridTokenizerError(f"{name}={heads} must divide the width {width}; choose a divisor")
+        if self.variant != "seed1" and self.num_generation_embeds != 1:
+            raise HybridTokenizerError(
+                f"num_generation_embeds={self.num_generation_embeds} with variant={self.variant!r}; SEED-2 makes 1 embedding"
+            )
+        if not 0 <= self.dropout < 1:
+            raise HybridTokenizerError(f"dropout={self.dropout} must be in [0, 1); SEED trains with 0.1")
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Patches and the class token, which the Q-Former also sees."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @classmethod
+    def seed1(cls, cosine_stack: bool = False) -> "SemanticConfig":
+        """SEED v1 as published: ViT-g of 39 blocks, 8192 codes of 32, 77 x 768 out. Training it wants `cosine_stack`."""
+        return cls(cosine_stack=cosine_stack)
+
+    @classmethod
+    def seed2(cls, variant: str = "seed2_mlp", reverse_layers: int = 4) -> "SemanticConfig":
+        """SEED-2: one 1024-wide image embedding out. Its checkpoint holds the cosine stack."""
+        return cls(variant=variant, num_generation_embeds=1, generation_width=1024, reverse_layers=reverse_layers)
+
+    @classmethod
+    def tiny(cls) -> "SemanticConfig":
+        """The embedded preset's: 256 px, 32 queries, 4096 codes of 16 (EMA), 77 x 384 out (the width of MiniLM)."""
+        return cls(
+            image_size=256,
+            patch_size=16,
+            vision_width=192,
+            vision_layers=6,
+            vision_heads=6,
+            vision_mlp_width=768,
+            width=192,
+            qformer_layers=3,
+            qformer_heads=6,
+            qformer_mlp_width=768,
+            quantizer=QuantizerConfig(kind="ema", codebook_size=4096, codebook_dim=16),
+            decoder_layers=2,
+            decoder_heads=6,
+            decoder_mlp_width=768,
+            reverse_layers=3,
+            generation_width=384,
+        )

@@ -1,0 +1,144 @@
+"""Branch II: images to 32 causal semantic indices, and indices to generation embeddings."""
+
+import copy
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import check_range, normalize_clip, resize_bicubic
+from hybrid_tokenizer.quantizers import Quantized, QuantizerConfig, build_quantizer
+from hybrid_tokenizer.semantic.config import SemanticConfig
+from hybrid_tokenizer.semantic.modules import DecoderStack, GenerationHead, QFormer, VisionEncoder, task_layer
+
+
+class SemanticOutput(NamedTuple):
+    """What training reads; the same in training and evaluation."""
+
+    causal_embeds: Float[Tensor, "b n d"]
+    quantized: Quantized
+    cosine_embeds: Float[Tensor, "b n d"] | None
+    """The cosine stack's reconstruction of the causal embeddings (eq. 7); None without that stack."""
+    generation_embeds: Float[Tensor, "b m g"]
+
+
+class SemanticTokenizer(nn.Module):
+    """SEED's tokenizer. Images are float [-1, 1], any size; they are resized to the square `config.image_size` inside.
+
+    Distances to the codebook are taken in fp32 whatever the module's dtype or autocast.
+    """
+
+    def __init__(self, config: SemanticConfig):
+        super().__init__()
+        self.config = config
+        code_dim = config.quantizer.codebook_dim
+        self.vision = VisionEncoder(config)
+        self.causal_qformer = QFormer(
+            config, config.vision_width, config.num_queries, config.qformer_layers, causal=config.causal
+        )
+        self.encode_task = task_layer(config.width, config.width, code_dim)
+        self.quantizer = build_quantizer(config.quantizer)
+        self.decode_task = task_layer(code_dim, code_dim, config.width)
+        self.cosine = DecoderStack(config) if config.cosine_stack else None
+        self.generation = GenerationHead(config)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.config.quantizer.codebook_size
+
+    @property
+    def num_queries(self) -> int:
+        """Semantic tokens an image."""
+        return self.config.num_queries
+
+    def preprocess(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """[-1, 1] to the vision encoder's pixels: square bicubic resize without crop, as SEED does, and CLIP statistics."""
+        check_range(images)
+        size = (self.config.image_size, self.config.image_size)
+        return normalize_clip(
+            resize_bicubic(images.float(), size).clamp(-1, 1)
+        )  # PIL's bicubic clips its overshoot too
+
+    def image_embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p d"]:
+        """Class token and patches after `ln_vision`, what the causal Q-Former reads."""
+        return self.vision(self.preprocess(images))
+
+    def causal_embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Causal Q-Former outputs: embedding i depends on the image and queries 0..i."""
+        return self.causal_qformer(self.image_embeds(images).to(self.causal_qformer.query_embeds.dtype))
+
+    def quantize(self, causal_embeds: Float[Tensor, "b n d"]) -> Quantized:
+        """Nearest codes of the task features; `quantized` is straight-through and fp32."""
+        return self.quantizer(self.encode_task(causal_embeds))
+
+    def decode_codes(self, quantized: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
+        """Codes back to the Q-Former's width: the input of both stacks."""
+        return self.decode_task(quantized.to(self.decode_task[0].weight.dtype))
+
+    def reconstruct(self, causal_embeds: Float[Tensor, "b n d"]) -> SemanticOutput:
+        """Everything after the Q-Former, differentiable: what stage 2 trains, and what cached embeddings can feed."""
+        quantized = self.quantize(causal_embeds)
+        decoded = self.decode_codes(quantized.quantized)
+        cosine_embeds = None if self.cosine is None else self.cosine(decoded)
+        return SemanticOutput(causal_embeds, quantized, cosine_embeds, self.generation(decoded))
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> SemanticOutput:
+        """Encode, quantize and decode, differentiable."""
+        return self.reconstruct(self.causal_embeds(images))
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
+        """Semantic indices, 0..codebook_size-1. Call it in eval mode: EMA codebooks move in training mode."""
+        return self.quantize(self.causal_embeds(images)).indices
+
+    @torch.no_grad()
+    def decode(self, semantic_indices: Int[Tensor, "b n"]) -> Float[Tensor, "b m g"]:
+        """Generation embeddings: 77 (SEED v1) or 1 (SEED-2) an image. Raises for indices that are no codes."""
+        if semantic_indices.shape[1] != self.num_queries:
+            raise HybridTokenizerError(
+                f"{semantic_indices.shape[1]} semantic indices an image, this tokenizer has {self.num_queries}; "
+                "pass the indices that its encode returned"
+            )
+        low, high = semantic_indices.aminmax()
+        if low < 0 or high >= self.codebook_size:
+            raise HybridTokenizerError(
+                f"semantic indices span {low} to {high}, the codebook has 0 to {self.codebook_size - 1}; "
+                "subtract the vocabulary's offset, or use the tokenizer that made them"
+            )
+        return self.generation(self.decode_codes(self.quantizer.codes(semantic_indices)))
+
+    def without_cosine_stack(self) -> "SemanticTokenizer":
+        """A tokenizer with the same parts but the cosine stack, which only training reads: the one to publish."""
+        bare = copy.deepcopy(self)
+        bare.config, bare.cosine = replace(self.config, cosine_stack=False), None
+        return bare
+
+    def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """`config.json` and `model.safetensors`, floating weights cast to `dtype` where given."""
+        save_component(Path(folder), self.config, self, dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "SemanticTokenizer":
+        """A saved tokenizer in eval mode, in fp32. Raises when a file is missing, damaged, or of another configuration."""
+        folder = Path(folder)
+        tokenizer = cls(read_config(folder))
+        load_strict(tokenizer, load_component_state(folder), str(folder))
+        return tokenizer.eval()
+
+
+def read_config(folder: Path) -> SemanticConfig:
+    """`config.json` of a component folder."""
+    values = read_json(folder / CONFIG_NAME)
+    known = {field.name for field in fields(SemanticConfig)}
+    if not isinstance(values, dict) or set(values) != known or not isinstance(values["quantizer"], dict):
+        raise HybridTokenizerError(
+            f"{folder / CONFIG_NAME} does not describe a semantic tokenizer; give the folder of one, with the keys "
+            f"{', '.join(sorted(known))}"
+        )
+    return SemanticConfig(**{**values, "quantizer": QuantizerConfig(**values["quantizer"])})
