@@ -299,7 +299,7 @@ class HybridVocabulary:
         return torch.cat([boundary, tokens.semantic_indices + self.semantic_offset, *guide, boundary + 1], dim=1)
 
     def from_token_ids(self, token_ids: Int[Tensor, "b n"]) -> HybridTokens:
-        """Ids to indices, exactly. A wrong length, a missing boundary or an id of another kind raises, with its place."""
+        """Ids to indices, exactly. A wrong length, a missing boundary or a misplaced id raises with its position."""
         if token_ids.ndim != 2:
             raise HybridTokenizerError(
                 f"token_ids has shape {tuple(token_ids.shape)}, expected (images, ids); add a batch axis"
@@ -335,7 +335,7 @@ class HybridVocabulary:
             allowed = str(low) if high == low + 1 else f"{low}..{high - 1}"
             raise HybridTokenizerError(
                 f"id {token_ids[image, position].item()} at position {start + position} of sequence {image} is not "
-                f"{what} (expected {allowed}); check the vocabulary's text_vocab_size and constrain the model's sampling there"
+                f"{what} (expected {allowed}); check text_vocab_size, and constrain the model's sampling there"
             )
 
 

@@ -139,10 +139,13 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def state_hash(module: nn.Module) -> str:
-    """sha256 over a module's tensors in key order, in fp32, so that storage dtype and device do not change it."""
+def state_hash(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:
+    """sha256 over a module's tensors in key order, rounded to `dtype`, so that storage dtype and device do not change it.
+
+    With float16, weights hash the same before and after they were stored in fp16.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())
-        digest.update((value.float() if value.is_floating_point() else value).cpu().contiguous().numpy().tobytes())
+        digest.update((value.to(dtype) if value.is_floating_point() else value).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

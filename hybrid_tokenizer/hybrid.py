@@ -1,0 +1,351 @@
+"""HybridTokenizer: photographs to 32 semantic tokens and a guide grid, and back through diffusion."""
+
+import functools
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hybrid_tokenizer import __version__
+from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
+from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.images import check_range
+from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
+
+INDEX_NAME = "model_index.json"
+COMPONENTS: dict[str, type] = {"guide": GuideTokenizer, "semantic": SemanticTokenizer, "diffusion": DiffusionDecoder}
+PRESETS = Path(__file__).parent / "presets"
+SEED_RANGE = 2**62
+
+
+class HybridTokenizer:
+    """The three branches as one ImageTokenizer.
+
+    The branches are put into evaluation mode. Images are float [-1, 1], b 3 h w, with sides that are multiples of the
+    guide's downsample factor; they and tokens are moved to the branches' device. What becomes of an image does not depend
+    on the batch it came in: its noise is a function of the generator's state and of its own tokens.
+    """
+
+    def __init__(
+        self, guide: GuideTokenizer, semantic: SemanticTokenizer, diffusion: DiffusionDecoder, name: str = "hybrid"
+    ):
+        self.guide = guide.eval()
+        self.semantic = semantic.eval()
+        self.diffusion = diffusion.eval()
+        self.name = name
+
+    @property
+    def native_size(self) -> int | None:
+        """The side in pixels that the guide was trained for."""
+        return self.guide.config.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.guide.parameters()).device
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 of all weights rounded to fp16: the same in memory, stored in fp32 or fp16, and on any device.
+
+        Taken once: a tokenizer whose weights are trained further is a new HybridTokenizer.
+        """
+        parts = [state_hash(module, torch.float16) for module in self._modules.values()]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    @property
+    def source(self) -> TokenSource:
+        """What `encode` writes on its tokens."""
+        return TokenSource(self.name, self.hash)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        generator: torch.Generator | None = None,
+        guide_scales: int | None = None,
+    ) -> HybridTokens:
+        """Images to tokens. Encoding is deterministic, `generator` is the protocol's; `guide_scales` keeps the first
+        grids of a nested guide."""
+        self.check_size(images.shape[-2], images.shape[-1])
+        check_range(images)
+        images = images.to(self.device, torch.float32)
+        return HybridTokens(
+            semantic_indices=self.semantic.encode(images),
+            guide_indices=self.guide.encode(images, guide_scales=guide_scales),
+            image_size=(images.shape[-2], images.shape[-1]),
+            source=self.source,
+        )
+
+    def decode(
+        self,
+        tokens: HybridTokens,
+        size: tuple[int, int] | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        start: str | None = None,
+        strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: bool = False,
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Tokens to images of `size` (default: the size they were encoded at; any multiples of 8).
+
+        Options left at None take the diffusion component's own values. Without a generator the noise is that of seed 0.
+        """
+        return self.decode_parts(
+            tokens, size, generator, start=start, strength=strength, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, progress=progress,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def decode_parts(
+        self,
+        tokens: HybridTokens,
+        size: tuple[int, int] | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        use_guide: bool = True,
+        use_semantic: bool = True,
+        start: str | None = None,
+        strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: bool = False,
+    ) -> Float[Tensor, "b 3 H W"]:
+        """`decode` from one kind of token alone, for controls: no guide starts from pure noise with all steps, no
+        semantics puts the null condition in their place. The noise depends on the tokens that are read."""
+        self.check_tokens(tokens)
+        tokens = tokens.to(self.device)
+        read = ([tokens.semantic_indices] if use_semantic else []) + (list(tokens.guide_indices) if use_guide else [])
+        return self.diffusion.decode(
+            self._guide_images(tokens) if use_guide else None,
+            self.semantic.decode(tokens.semantic_indices) if use_semantic else None,
+            size or tokens.image_size,
+            start=start,
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=image_generators(read, generator),
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def decode_guide(self, tokens: HybridTokens) -> Float[Tensor, "b 3 h w"]:
+        """The guide images alone, at the guide's own size, in [-1, 1]."""
+        self.check_tokens(tokens)
+        return self._guide_images(tokens.to(self.device)).float().clamp(-1, 1)
+
+    def reconstruct(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        generator: torch.Generator | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        guide_scales: int | None = None,
+        start: str | None = None,
+        strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: bool = False,
+    ) -> Float[Tensor, "b 3 H W"]:
+        """`decode(encode(images))`."""
+        return self.decode(
+            self.encode(images, guide_scales=guide_scales), size, generator, start=start, strength=strength,
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, progress=progress,
+        )  # fmt: skip
+
+    def num_tokens(self, tokens: HybridTokens) -> Int[Tensor, "b"]:
+        """32 semantic tokens and the guide's, an image."""
+        return torch.full((len(tokens),), tokens.num_tokens)
+
+    def bits(self, tokens: HybridTokens) -> Float[Tensor, "b"]:
+        """Bits an image."""
+        bits = tokens.bits(self.semantic.codebook_size, self.guide.codebook_size)
+        return torch.full((len(tokens),), bits)
+
+    def vocabulary(self, text_vocab_size: int = 0, image_size: tuple[int, int] | None = None) -> HybridVocabulary:
+        """Where this tokenizer's codes sit after `text_vocab_size` text ids, for images of one size (default: native)."""
+        if image_size is None:
+            image_size = (self.guide.config.image_size, self.guide.config.image_size)
+        self.check_size(*image_size)
+        return HybridVocabulary(
+            semantic_codebook_size=self.semantic.codebook_size,
+            guide_codebook_size=self.guide.codebook_size,
+            grid_shapes=tuple(self.guide.guide_scale_sizes(image_size)),
+            image_size=image_size,
+            text_vocab_size=text_vocab_size,
+            source=self.source,
+        )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise when the sides are not multiples of the guide's downsample factor, naming the nearest that are."""
+        factor = self.guide.downsample_factor
+        if height % factor or width % factor or not height or not width:
+            nearest = " or ".join(
+                f"{h}x{w}" for h, w in dict.fromkeys(zip(_around(height, factor), _around(width, factor), strict=True))
+            )
+            raise HybridTokenizerError(
+                f"images are {height}x{width} (height x width), expected sides that are multiples of {factor}; "
+                f"resize to {nearest}, or make a square with hybrid_tokenizer.images.fit_square(image, {self.native_size})"
+            )
+
+    def check_tokens(self, tokens: HybridTokens) -> None:
+        """Raise when another tokenizer made `tokens`, or when their indices lie outside the codebooks."""
+        check_source(tokens.source, self.source)
+        tokens.check_codebooks(self.semantic.codebook_size, self.guide.codebook_size)
+        self.check_size(*tokens.image_size)
+        expected = tuple(self.guide.guide_scale_sizes(tokens.image_size))
+        if tokens.grid_shapes != expected[: len(tokens.grid_shapes)]:
+            raise HybridTokenizerError(
+                f"tokens have guide grids {tokens.grid_shapes}, {self.name!r} makes {expected} of {tokens.image_size} "
+                "images; use the tokenizer and image_size that made them"
+            )
+
+    def _guide_images(self, tokens: HybridTokens) -> Float[Tensor, "b 3 h w"]:
+        # A prefix of a nested guide does not always tell the full grid; the image size does.
+        return self.guide.decode(tokens.guide_indices, grid_size=self.guide.config.grid_size(tokens.image_size))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "HybridTokenizer":
+        """Move, and cast the weights to `dtype`. Codebook distances and diffusion latents stay fp32."""
+        if dtype not in (None, torch.float32, torch.float16):
+            _ = self.hash  # the identity is that of the weights as loaded, which bf16 would round away
+        for module in self._modules.values():
+            module.to(device=device)
+        if dtype is not None:
+            self.diffusion.to(dtype=dtype)
+            for branch in (self.guide, self.semantic):
+                codebook = {key: value.clone() for key, value in branch.quantizer.state_dict().items()}
+                branch.to(dtype=dtype)
+                branch.quantizer.float().load_state_dict(codebook)  # rounded codes would be other codes
+        return self
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"guide": self.guide, "semantic": self.semantic, "diffusion": self.diffusion}
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "HybridTokenizer":
+        """From a preset's name, a folder that `save_pretrained` wrote, or a hub id `owner/name` (at `revision`)."""
+        folder = _resolve(source, revision)
+        index = read_json(folder / INDEX_NAME)
+        if not isinstance(index, dict) or index.get("_class_name") != cls.__name__:
+            raise HybridTokenizerError(
+                f"{folder / INDEX_NAME} does not describe a {cls.__name__}; give a folder that save_pretrained wrote"
+            )
+        guide, semantic, diffusion = (home.from_pretrained(folder / part) for part, home in COMPONENTS.items())
+        return cls(guide, semantic, diffusion, name=str(index.get("name", folder.name)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """To a folder in diffusers' layout. Written beside it and renamed: a reader sees the old folder or the new one.
+
+        An older tokenizer there is replaced, other top-level files (a README) are kept; a folder that holds something
+        else is refused.
+        """
+        folder = Path(folder)
+        existing = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        if folder.is_file() or (existing and INDEX_NAME not in existing):
+            raise HybridTokenizerError(f"{folder} exists and holds no tokenizer; give a new or empty folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            for part, module in self._modules.items():
+                module.save_pretrained(new / part)
+            classes = {part: ["hybrid_tokenizer", home.__name__] for part, home in COMPONENTS.items()}
+            index = {"_class_name": type(self).__name__, "_hybrid_tokenizer_version": __version__, "name": self.name}
+            write_json(new / INDEX_NAME, index | classes)
+            for name in set(existing) - {INDEX_NAME, *COMPONENTS}:
+                entry = folder / name
+                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, new / name)
+            if folder.is_dir():
+                os.rename(folder, old)
+            os.rename(new, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> None:
+        """Upload what `save_pretrained` writes to `owner/name` on the hub, creating the repository if need be."""
+        import httpx
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "tokenizer"
+            self.save_pretrained(folder)
+            try:
+                api = HfApi(token=token)
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo_id, folder_path=folder)
+            except (OSError, ValueError, httpx.HTTPError) as error:
+                raise HybridTokenizerError(
+                    f"can not upload to {repo_id!r} ({_first_line(error)}); check the id and your token, or use "
+                    "save_pretrained"
+                ) from None
+
+
+def image_generators(
+    indices: Sequence[Int[Tensor, "b *grid"]], generator: torch.Generator | None
+) -> list[torch.Generator]:
+    """One CPU generator an image, seeded by one draw from `generator` (without one: 0) and the image's own indices.
+
+    Neither an image's neighbours nor its place in the batch change its noise; identical images get identical noise.
+    """
+    base = 0
+    if generator is not None:
+        base = int(torch.randint(SEED_RANGE, (1,), generator=generator, device=generator.device).item())
+    flat = torch.cat([part.flatten(1) for part in indices], dim=1).to("cpu", torch.int64)
+    generators = []
+    for row in flat.numpy():
+        digest = hashlib.sha256(base.to_bytes(8, "little") + row.tobytes()).digest()
+        seed = int.from_bytes(digest[:8], "little") % SEED_RANGE
+        generators.append(torch.Generator().manual_seed(seed))
+    return generators
+
+
+def preset_names() -> list[str]:
+    """The presets whose weights are in the package."""
+    return sorted(path.parent.name for path in PRESETS.glob(f"*/{INDEX_NAME}"))
+
+
+def _resolve(source: str | Path, revision: str | None) -> Path:
+    """The local folder behind a preset's name, a path or a hub id."""
+    text = str(source)
+    if (Path(text).is_dir() or text in preset_names()) and revision is not None:
+        raise HybridTokenizerError(f"revision={revision!r} is for hub ids, {text!r} is local; leave revision out")
+    if text in preset_names():
+        return PRESETS / text
+    if Path(text).is_dir():
+        return Path(text)
+    owner, _, name = text.partition("/")
+    if not owner or not name or "/" in name or owner.startswith((".", "~")):
+        raise HybridTokenizerError(
+            f"{text!r} is no preset, folder or hub id; presets: {', '.join(preset_names()) or 'none installed'}"
+        )
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise HybridTokenizerError(
+            f"{text!r} is no local folder and can not be fetched from the hub ({_first_line(error)}); check the id and "
+            f"the network, or use a preset: {', '.join(preset_names()) or 'none installed'}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _around(side: int, factor: int) -> tuple[int, int]:
+    """The multiples of `factor` below and above, at least one."""
+    return max(1, side // factor) * factor, max(1, math.ceil(side / factor)) * factor
