@@ -1,0 +1,194 @@
+"""What stage 1 needs and a tokenizer does not: the text path through the causal Q-Former, projections, temperature."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.semantic.config import SemanticConfig
+from hybrid_tokenizer.semantic.modules import INITIAL_STD, QFormer, additive_mask, causal_mask, init_linear
+
+
+@dataclass
+class ContrastiveConfig:
+    """Sizes of the stage-1 heads; width and layers are those of the Q-Former they belong to."""
+
+    width: int = 768
+    layers: int = 12
+    mlp_width: int = 3072
+    vocab_size: int = 30523  # BERT's words and BLIP-2's [DEC]
+    max_text_length: int = 512
+    feature_width: int = 256
+    dropout: float = 0.0
+    temperature: float = 0.07  # initial value
+    temperature_floor: float = 0.01  # guards small batches; 0.07 falls far less in the reference's batch of 4096
+
+    def __post_init__(self) -> None:
+        if not self.temperature > self.temperature_floor > 0:
+            raise HybridTokenizerError(
+                f"temperature={self.temperature} must lie above temperature_floor={self.temperature_floor} > 0; use 0.07 and 0.01"
+            )
+
+    @classmethod
+    def matching(
+        cls, config: SemanticConfig, vocab_size: int = 30523, max_text_length: int = 512, feature_width: int = 256
+    ) -> "ContrastiveConfig":
+        """Heads for the Q-Former of `config`."""
+        return cls(
+            width=config.width,
+            layers=config.qformer_layers,
+            mlp_width=config.qformer_mlp_width,
+            vocab_size=vocab_size,
+            max_text_length=max_text_length,
+            feature_width=feature_width,
+            dropout=config.dropout,
+        )
+
+
+class TextFeedForward(nn.Module):
+    """The text half of a Q-Former layer's feed-forward; queries have their own in the Q-Former."""
+
+    def __init__(self, config: ContrastiveConfig):
+        super().__init__()
+        from transformers import Blip2QFormerConfig
+        from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerIntermediate, Blip2QFormerOutput
+
+        sizes = Blip2QFormerConfig(
+            hidden_size=config.width,
+            intermediate_size=config.mlp_width,
+            hidden_dropout_prob=config.dropout,
+            layer_norm_eps=1e-12,
+        )
+        self.intermediate = Blip2QFormerIntermediate(sizes)
+        self.output = Blip2QFormerOutput(sizes)
+
+    def forward(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Feed-forward with residual and post-norm."""
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class TextPath(nn.Module):
+    """Text through the Q-Former's own self-attention (shared with the queries) and a text feed-forward a layer."""
+
+    def __init__(self, config: ContrastiveConfig):
+        super().__init__()
+        self.word_embeds = nn.Embedding(config.vocab_size, config.width)
+        self.position_embeds = nn.Embedding(config.max_text_length, config.width)
+        self.feed_forwards = nn.ModuleList(TextFeedForward(config) for _ in range(config.layers))
+        for embedding in (self.word_embeds, self.position_embeds):
+            nn.init.normal_(embedding.weight, std=INITIAL_STD)
+        self.apply(init_linear)
+
+    def embed(self, input_ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """Word and position embeddings, before the Q-Former's LayerNorm. Raises for ids or lengths out of range."""
+        most_ids, most_length = self.word_embeds.num_embeddings, self.position_embeds.num_embeddings
+        if input_ids.shape[1] > most_length:
+            raise HybridTokenizerError(
+                f"text of {input_ids.shape[1]} tokens, the text path takes {most_length}; truncate the captions"
+            )
+        if input_ids.min() < 0 or input_ids.max() >= most_ids:
+            raise HybridTokenizerError(
+                f"text token ids span {input_ids.min()} to {input_ids.max()}, the vocabulary has 0 to {most_ids - 1}; "
+                "use the tokenizer that these heads were made for"
+            )
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return self.word_embeds(input_ids) + self.position_embeds(positions)
+
+    def forward(
+        self, qformer: QFormer, input_ids: Int[Tensor, "b t"], text_mask: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b t d"]:
+        """Text alone: bidirectional, no cross-attention. `text_mask` is 1 on words."""
+        hidden = qformer.body.dropout(qformer.body.layernorm(self.embed(input_ids)))
+        mask = additive_mask(rearrange(text_mask.bool(), "b t -> b 1 t"), hidden.dtype)
+        for layer, feed_forward in zip(qformer.body.encoder.layer, self.feed_forwards, strict=True):
+            hidden = feed_forward(layer.attention(hidden, attention_mask=mask))
+        return hidden
+
+    def joint(
+        self,
+        qformer: QFormer,
+        image_embeds: Float[Tensor, "b n e"],
+        input_ids: Int[Tensor, "b t"],
+        text_mask: Int[Tensor, "b t"],
+    ) -> Float[Tensor, "b q_t d"]:
+        """Queries and text in one sequence (BLIP-2's matching path): queries first, only they read the image.
+
+        With a causal Q-Former the queries stay causal among themselves; everybody sees all words, words see everything.
+        """
+        queries = qformer.query_embeds.expand(len(input_ids), -1, -1)
+        num_queries, num_words = queries.shape[1], input_ids.shape[1]
+        hidden = torch.cat([queries, self.embed(input_ids)], dim=1)
+        hidden = qformer.body.dropout(qformer.body.layernorm(hidden))
+        visible = F.pad(text_mask.bool(), (num_queries, 0), value=True)
+        allowed = repeat(visible, "b k -> b q k", q=num_queries + num_words).clone()
+        if qformer.causal:
+            allowed[:, :num_queries, :num_queries] = causal_mask(num_queries, hidden.device)
+        mask = additive_mask(allowed, hidden.dtype)
+        for layer, feed_forward in zip(qformer.body.encoder.layer, self.feed_forwards, strict=True):
+            attended = layer.attention(hidden, attention_mask=mask)
+            seen, words = attended[:, :num_queries], attended[:, num_queries:]
+            if layer.has_cross_attention:
+                seen = layer.crossattention(seen, encoder_hidden_states=image_embeds)
+            hidden = torch.cat([layer.feed_forward_chunk_query(seen), feed_forward(words)], dim=1)
+        return hidden
+
+
+class ContrastiveHeads(nn.Module):
+    """Stage 1's own parameters. The Q-Former is passed in, so that it is trained but never stored here."""
+
+    def __init__(self, config: ContrastiveConfig):
+        super().__init__()
+        self.config = config
+        self.text = TextPath(config)
+        self.vision_projection = nn.Linear(config.width, config.feature_width)
+        self.text_projection = nn.Linear(config.width, config.feature_width)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+    def image_features(self, causal_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b f"]:
+        """The last causal embedding, projected, unit length: z_i of eq. 6."""
+        return F.normalize(self.vision_projection(causal_embeds[:, -1]), dim=-1)
+
+    def text_features(
+        self, qformer: QFormer, input_ids: Int[Tensor, "b t"], text_mask: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b f"]:
+        """The first word's ([CLS]) output, projected, unit length: t_i of eq. 6."""
+        return F.normalize(self.text_projection(self.text(qformer, input_ids, text_mask)[:, 0]), dim=-1)
+
+    def divisor(self) -> Float[Tensor, ""]:
+        """The temperature, not below its floor. The gradient passes the floor, so that a low parameter can rise again."""
+        return (
+            self.temperature + (self.temperature.clamp_min(self.config.temperature_floor) - self.temperature).detach()
+        )
+
+    def forward(
+        self,
+        qformer: QFormer,
+        causal_embeds: Float[Tensor, "b n d"],
+        input_ids: Int[Tensor, "b t"],
+        text_mask: Int[Tensor, "b t"],
+    ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b f"], Float[Tensor, ""]]:
+        """Image features, text features and temperature: the arguments of `losses.contrastive_loss`."""
+        return self.image_features(causal_embeds), self.text_features(qformer, input_ids, text_mask), self.divisor()
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """`config.json` and `model.safetensors`. Give it a folder of its own, not the tokenizer's."""
+        save_component(Path(folder), self.config, self)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "ContrastiveHeads":
+        """Saved heads, for going on with stage 1."""
+        folder = Path(folder)
+        values = read_json(folder / CONFIG_NAME)
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(ContrastiveConfig)}:
+            raise HybridTokenizerError(
+                f"{folder / CONFIG_NAME} does not describe contrastive heads; give the folder that stage 1 wrote them to"
+            )
+        heads = cls(ContrastiveConfig(**values))
+        load_strict(heads, load_component_state(folder), str(folder))
+        return heads
