@@ -1,0 +1,40 @@
+"""How much of a codebook a set of images uses."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+
+def codebook_usage(counts: Int[Tensor, "codes"]) -> float:
+    """Share of the codes that were hit at least once, 0 to 1."""
+    return (counts > 0).double().mean().item()
+
+
+def perplexity(counts: Int[Tensor, "codes"]) -> float:
+    """exp of the entropy of the codes' frequencies: 1 (one code only) to the codebook's size (all alike)."""
+    shares = counts.double() / counts.sum().clamp_min(1)
+    entropy: Float[Tensor, ""] = -torch.special.xlogy(shares, shares).sum()
+    return entropy.exp().item()
+
+
+class CodebookUse:
+    """Counts codes over a whole set; batches and their sizes do not matter."""
+
+    def __init__(self, codebook_size: int):
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+
+    def update(self, indices: Int[Tensor, "..."]) -> None:
+        """Add the codebook positions of some images. Raises on a position outside the codebook."""
+        flat = indices.detach().reshape(-1).cpu().long()
+        if flat.numel() and (flat.min() < 0 or flat.max() >= len(self.counts)):
+            raise HybridTokenizerError(
+                f"codebook indices span {flat.min()} to {flat.max()}, expected 0 to {len(self.counts) - 1}; "
+                "pass codebook positions, not token ids"
+            )
+        self.counts += torch.bincount(flat, minlength=len(self.counts))
+
+    def compute(self) -> dict[str, float]:
+        """`codebook_usage` and `perplexity` of everything counted so far."""
+        return {"codebook_usage": codebook_usage(self.counts), "perplexity": perplexity(self.counts)}

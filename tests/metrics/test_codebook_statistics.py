@@ -1,0 +1,59 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.metrics.codebook import CodebookUse
+from hybrid_tokenizer.metrics.statistics import MeanOverImages, bootstrap_interval
+
+
+def test_codebook_use_of_known_counts():
+    use = CodebookUse(8)
+    use.update(torch.tensor([[0, 1], [2, 3]]))
+    use.update(torch.tensor([0, 1, 2, 3]))
+    assert use.compute() == {"codebook_usage": 0.5, "perplexity": pytest.approx(4)}
+
+
+def test_codebook_use_counts_the_set_not_the_batches():
+    indices = torch.randint(0, 16, (6, 5, 3), generator=torch.Generator().manual_seed(0))
+    whole, parts = CodebookUse(16), CodebookUse(16)
+    whole.update(indices)
+    for part in indices.split(2):
+        parts.update(part)
+    assert whole.compute() == parts.compute()
+
+
+def test_codebook_use_refuses_token_ids():
+    with pytest.raises(HybridTokenizerError, match="expected 0 to 7"):
+        CodebookUse(8).update(torch.tensor([8]))
+
+
+def test_mean_over_images_weighs_images_not_batches():
+    mean = MeanOverImages()
+    mean.update(torch.tensor([1.0, 2.0, 3.0]))
+    mean.update(torch.tensor([10.0, math.inf]))
+    assert (mean.compute(), mean.count, mean.left_out) == (4.0, 4, 1)
+    assert math.isnan(MeanOverImages().compute())
+
+
+def test_bootstrap_interval_matches_the_normal_one():
+    values = np.random.default_rng(1).normal(20.0, 3.5, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.06)
+    assert high == pytest.approx(values.mean() + half, abs=0.06)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_paired_interval_is_narrower():
+    draws = np.random.default_rng(2)
+    first = draws.normal(20.0, 3.5, 50)
+    second = first + draws.normal(0.5, 0.2, 50)
+    low, high = bootstrap_interval(second - first)
+    assert 0.3 < low < 0.5 < high < 0.7
+
+
+def test_bootstrap_of_one_image_says_nothing():
+    assert bootstrap_interval(np.array([3.0])) is None
