@@ -1,0 +1,192 @@
+"""Sizes of the diffusion component and the recommended way to decode with it."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hybrid_tokenizer.diffusion.ddim import PREDICTION_TYPES, unknown_prediction_type
+from hybrid_tokenizer.diffusion.scheduler import check_num_inference_steps
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+STARTS = ("ddim_inversion", "add_noise")
+INVERSION_CONDITIONS = ("generation", "null")
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+
+SD15_UNET = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,  # diffusers' historical name for the number of heads
+}
+SD15_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+TINY_UNET = {
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [64, 128, 192],
+    "layers_per_block": 1,
+    "cross_attention_dim": 384,
+    "attention_head_dim": 4,
+}
+TINY_VAE = {
+    "encoder_block_out_channels": [48] * 4,
+    "decoder_block_out_channels": [48] * 4,
+    "latent_channels": 4,
+}
+
+
+@dataclass
+class DecodeOptions:
+    """How to get from a guide to an image. Every one can be given to `DiffusionDecoder.decode` for one call."""
+
+    start: str = "ddim_inversion"
+    """"ddim_inversion" follows the model's own path up; "add_noise" jumps there with fresh noise (SDEdit)."""
+    strength: float = 0.6
+    """Share of the schedule that is inverted or noised and then denoised, 0 to 1; 0 is the VAE's round trip."""
+    num_inference_steps: int = 20
+    """Steps of the whole schedule; both directions take the last `strength` share of them."""
+    guidance_scale: float = 1.0
+    """Weight of the condition against the null condition while denoising; 1 = no guidance, half the U-Net calls."""
+    eta: float = 0.0
+    """Share of DDPM's fresh noise while denoising."""
+    inversion_condition: str = "generation"
+    """The condition of the inversion, at guidance 1: "generation" embeddings, or "null"."""
+    num_fixed_point_iterations: int = 0
+    """Refinements of each inversion step, one U-Net call each."""
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise HybridTokenizerError(
+                f"start is {self.start!r}, expected one of {', '.join(STARTS)}; correct the name"
+            )
+        if not 0 <= self.strength <= 1:
+            raise HybridTokenizerError(
+                f"strength is {self.strength}, expected 0 to 1 (0 keeps the guide, 1 forgets most of it); try 0.6"
+            )
+        check_num_inference_steps(self.num_inference_steps)
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise HybridTokenizerError(
+                f"guidance_scale is {self.guidance_scale}, expected a number of at least 0; use 1 for no guidance"
+            )
+        if not 0 <= self.eta <= 1:
+            raise HybridTokenizerError(f"eta is {self.eta}, expected 0 to 1; use 0 for deterministic steps")
+        if self.inversion_condition not in INVERSION_CONDITIONS:
+            raise HybridTokenizerError(
+                f"inversion_condition is {self.inversion_condition!r}, expected one of "
+                f"{', '.join(INVERSION_CONDITIONS)}; correct the name"
+            )
+        if self.num_fixed_point_iterations < 0:
+            raise HybridTokenizerError(
+                f"num_fixed_point_iterations is {self.num_fixed_point_iterations}, expected at least 0; use 0 for none"
+            )
+
+
+@dataclass
+class DiffusionConfig:
+    """U-Net, VAE, latent normalisation and prediction type of a DiffusionDecoder. Stored as its `config.json`."""
+
+    unet: dict[str, Any] = field(default_factory=lambda: dict(TINY_UNET))
+    """Keyword arguments of diffusers' UNet2DConditionModel."""
+    vae_class: str = "AutoencoderTiny"
+    vae: dict[str, Any] = field(default_factory=lambda: dict(TINY_VAE))
+    """Keyword arguments of diffusers' class of that name."""
+    latent_shift: list[float] = field(default_factory=lambda: [0.0])
+    latent_scale: list[float] = field(default_factory=lambda: [1.0])
+    """latents = (VAE output - latent_shift) * latent_scale; one number, or one a channel."""
+    prediction_type: str = "v_prediction"
+    num_condition_tokens: int = 77
+    decode_defaults: DecodeOptions = field(default_factory=DecodeOptions)
+
+    def __post_init__(self) -> None:
+        if self.vae_class not in VAE_CLASSES:
+            raise HybridTokenizerError(
+                f"vae_class is {self.vae_class!r}, expected one of {', '.join(VAE_CLASSES)}; correct the name"
+            )
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise unknown_prediction_type(self.prediction_type)
+        if self.num_condition_tokens < 1:
+            raise HybridTokenizerError(
+                f"num_condition_tokens is {self.num_condition_tokens}, expected at least 1; Branch II makes 77"
+            )
+        for name in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type"):
+            if self.unet.get(name) is not None:
+                raise HybridTokenizerError(
+                    f"the U-Net has {name}={self.unet[name]!r}, expected none: it wants more than the generation "
+                    "embeddings; use a Stable Diffusion 1.x or 2.x text-to-image model"
+                )
+        channels = (self.unet.get("in_channels", 4), self.unet.get("out_channels", 4), self.latent_channels)
+        if len(set(channels)) != 1:
+            raise HybridTokenizerError(
+                f"the U-Net has {channels[0]} input and {channels[1]} output channels and the VAE {channels[2]} latent "
+                "channels, expected all equal; use a text-to-image model (not one for inpainting) and its own VAE"
+            )
+        for name in ("latent_shift", "latent_scale"):
+            values = getattr(self, name)
+            if len(values) not in (1, self.latent_channels):
+                raise HybridTokenizerError(
+                    f"{name} has {len(values)} numbers, expected 1 or {self.latent_channels} (one a latent channel)"
+                )
+        if not all(value > 0 for value in self.latent_scale):
+            raise HybridTokenizerError(f"latent_scale is {self.latent_scale}, expected numbers above 0")
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.get("latent_channels", 4)
+
+    @property
+    def cross_attention_dim(self) -> int:
+        return self.unet.get("cross_attention_dim", 1280)  # diffusers' own default
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a latent, along each side."""
+        name = "block_out_channels" if self.vae_class == "AutoencoderKL" else "encoder_block_out_channels"
+        return 2 ** (len(self.vae[name]) - 1)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DiffusionConfig":
+        """The inverse of dataclasses.asdict. Unknown names raise."""
+        values = dict(values)
+        for kind, given in ((cls, values), (DecodeOptions, values.get("decode_defaults", {}))):
+            known = [f.name for f in dataclasses.fields(kind)]
+            if unknown := sorted(set(given) - set(known)):
+                raise HybridTokenizerError(
+                    f"unknown {kind.__name__} entries {', '.join(unknown)}, expected among {', '.join(known)}; "
+                    "the folder may come from a newer version of this package"
+                )
+        if "decode_defaults" in values:
+            values["decode_defaults"] = DecodeOptions(**values["decode_defaults"])
+        return cls(**values)
+
+    @classmethod
+    def sd15(cls) -> "DiffusionConfig":
+        """Stable Diffusion 1.x: a U-Net of 859.5 M parameters and a VAE of 83.7 M."""
+        return cls(
+            unet=dict(SD15_UNET),
+            vae_class="AutoencoderKL",
+            vae=dict(SD15_VAE),
+            latent_scale=[SD15_VAE["scaling_factor"]],
+            prediction_type="epsilon",
+        )
+
+    @classmethod
+    def tiny(cls) -> "DiffusionConfig":
+        """The embedded preset: 32 x 32 x 4 latents of 256 px, text width 384."""
+        return cls()

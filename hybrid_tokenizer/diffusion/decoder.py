@@ -1,0 +1,343 @@
+"""Branch III: a guide image and generation embeddings in, an image out."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_tensors, read_json, save_tensors, write_json
+from hybrid_tokenizer.diffusion.config import DecodeOptions, DiffusionConfig
+from hybrid_tokenizer.diffusion.ddim import (
+    Step,
+    ddim_denoise,
+    ddim_invert,
+    num_partial_steps,
+    predict_noise,
+    q_sample,
+)
+from hybrid_tokenizer.diffusion.guidance import batch_conditions, combine
+from hybrid_tokenizer.diffusion.pretrained import (
+    NULL_CONDITION_NAME,
+    load_model,
+    local_folder,
+    null_condition_of_text_encoder,
+    plain_config,
+    save_model,
+)
+from hybrid_tokenizer.diffusion.scheduler import Schedule, read_prediction_type, save_scheduler
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import resize_bicubic
+
+TILE_ABOVE = 1024  # pixels a side; beyond it the VAE's activations outgrow a common GPU
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class DiffusionDecoder(nn.Module):
+    """A U-Net and a VAE in diffusers' form, the null condition, and the pinned schedule.
+
+    Latents are kept in fp32 whatever the dtype of the weights, so `.to(torch.bfloat16)` is safe: the schedule and the
+    latent normalisation are numbers of Python and are not cast. Without `unet` and `vae` they are built from `config`
+    with random weights.
+    """
+
+    def __init__(self, config: DiffusionConfig, unet: nn.Module | None = None, vae: nn.Module | None = None):
+        import diffusers  # costs seconds: only where a decoder is built
+
+        super().__init__()
+        self.config = config
+        self.unet = diffusers.UNet2DConditionModel(**config.unet) if unet is None else unet
+        self.vae = getattr(diffusers, config.vae_class)(**config.vae) if vae is None else vae
+        self.schedule = Schedule(config.prediction_type)
+        self.register_buffer("null_condition", torch.zeros(1, config.num_condition_tokens, config.cross_attention_dim))
+
+    @property
+    def device(self) -> torch.device:
+        return self.null_condition.device
+
+    def set_null_condition(self, null_condition: Float[Tensor, "1 n d"]) -> None:
+        """Store what the U-Net was trained to read as "no condition", for example CLIP of the empty prompt."""
+        expected = (1, self.config.num_condition_tokens, self.config.cross_attention_dim)
+        if tuple(null_condition.shape) != expected:
+            raise HybridTokenizerError(
+                f"the null condition has shape {tuple(null_condition.shape)}, expected {expected}; "
+                "compute it with the text encoder that this U-Net was trained with"
+            )
+        self.null_condition.copy_(null_condition)
+
+    def set_latent_scale(self, shift: list[float], scale: list[float]) -> None:
+        """Normalise the VAE's output from now on: latents = (output - shift) * scale, one number or one a channel."""
+        self.config = dataclasses.replace(self.config, latent_shift=list(shift), latent_scale=list(scale))
+
+    def encode_latents(
+        self, images: Float[Tensor, "b 3 H W"], chunk_size: int | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Images in [-1, 1] to normalised latents in fp32. The mode of the VAE's distribution: nothing is drawn."""
+        self._set_tiling(images.shape[-2:])
+        dtype = next(self.vae.parameters()).dtype
+
+        def encode(images: Tensor) -> Tensor:
+            encoded = self.vae.encode(images.to(dtype))
+            return (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).float()
+
+        latents = _in_chunks(encode, images, chunk_size)
+        shift, scale = self._latent_statistics(latents)
+        return (latents - shift) * scale
+
+    def decode_latents(
+        self, latents: Float[Tensor, "b c h w"], chunk_size: int | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Normalised latents to images in fp32. Not clamped."""
+        factor = self.config.vae_factor
+        self._set_tiling((latents.shape[-2] * factor, latents.shape[-1] * factor))
+        dtype = next(self.vae.parameters()).dtype
+        shift, scale = self._latent_statistics(latents)
+        return _in_chunks(lambda z: self.vae.decode(z.to(dtype)).sample.float(), latents / scale + shift, chunk_size)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        guide_images: Float[Tensor, "b 3 guide_h guide_w"] | None,
+        generation_embeds: Float[Tensor, "b n d"] | None,
+        size: tuple[int, int],
+        *,
+        start: str | None = None,
+        strength: float | int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | int | None = None,
+        eta: float | int | None = None,
+        inversion_condition: str | None = None,
+        num_fixed_point_iterations: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        decode_chunk_size: int | None = None,
+        progress: bool = False,
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Images of `size` = (height, width), clamped to [-1, 1], in fp32.
+
+        guide_images: any size, in [-1, 1]; resized (bicubic) to `size`. None starts from pure noise and takes all steps,
+            whatever `start` and `strength` say.
+        generation_embeds: None stands for the null condition.
+        generator: one for the batch, or one an image; with one an image, results do not depend on the batch.
+        decode_chunk_size: at most so many images at once go through U-Net and VAE; bounds memory, not the result.
+
+        Options left at None take `config.decode_defaults`. Raises HybridTokenizerError on values outside their range, a
+        size that is no multiple of the VAE's factor, and embeddings of another width than the U-Net reads.
+        """
+        options = self._options(
+            start=start,
+            strength=None if strength is None else float(strength),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=None if guidance_scale is None else float(guidance_scale),
+            eta=None if eta is None else float(eta),
+            inversion_condition=inversion_condition,
+            num_fixed_point_iterations=num_fixed_point_iterations,
+        )
+        batch_size = self._check_inputs(guide_images, generation_embeds, size, generator, decode_chunk_size)
+        steps = self.schedule.steps(options.num_inference_steps)
+        if guide_images is not None:
+            steps = steps[: num_partial_steps(options.num_inference_steps, options.strength)]
+
+        dtype = next(self.unet.parameters()).dtype
+        null = self.null_condition.to(dtype).expand(batch_size, -1, -1)
+        condition = null if generation_embeds is None else generation_embeds.to(self.device, dtype)
+        height, width = (side // self.config.vae_factor for side in size)
+        noise_shape = (batch_size, self.config.latent_channels, height, width)
+
+        inverts = guide_images is not None and options.start == "ddim_inversion"
+        calls_per_inversion_step = 1 + options.num_fixed_point_iterations
+        total = len(steps) * (1 + (calls_per_inversion_step if inverts else 0))
+        with tqdm(total=total, disable=not progress, desc="decode", unit="step") as bar:
+            if guide_images is None:
+                latents = _draw_noise(noise_shape, generator, self.device)
+            else:
+                guide = resize_bicubic(guide_images.to(self.device), size).clamp(-1, 1)
+                latents = self.encode_latents(guide, decode_chunk_size)
+            if inverts:
+                embeds = condition if options.inversion_condition == "generation" else null
+                predictor = self._noise_predictor(embeds, None, 1.0, steps, decode_chunk_size, bar)
+                latents = ddim_invert(latents, steps, predictor, options.num_fixed_point_iterations)
+            elif guide_images is not None and steps:
+                alphas = torch.full((batch_size,), steps[-1].alpha_high_noise, device=self.device)
+                latents = q_sample(latents, _draw_noise(noise_shape, generator, self.device), alphas)
+
+            # without embeddings both halves of guidance would be the same call
+            uncond = None if generation_embeds is None or options.guidance_scale == 1 else null
+            predictor = self._noise_predictor(condition, uncond, options.guidance_scale, steps, decode_chunk_size, bar)
+            fresh_noise = None
+            if options.eta > 0:  # drawn ahead: a generator on the CPU would make every step wait for a copy
+                fresh_noise = iter([_draw_noise(noise_shape, generator, self.device) for _ in steps])
+            latents = ddim_denoise(latents, reversed(steps), predictor, options.eta, fresh_noise)
+        return self.decode_latents(latents, decode_chunk_size).clamp(-1, 1)
+
+    def _noise_predictor(
+        self,
+        condition: Tensor,
+        uncond: Tensor | None,
+        guidance_scale: float,
+        steps: tuple[Step, ...],
+        chunk_size: int | None,
+        bar: tqdm,
+    ) -> Callable[[Tensor, Step], Tensor]:
+        """(latents, step) -> noise. Everything constant over the steps is made here, once."""
+        timesteps = torch.tensor([step.timestep for step in steps], device=self.device).unbind()
+        conditions = condition.split(chunk_size or len(condition))
+        if uncond is not None:
+            unconds = uncond.split(chunk_size or len(uncond))
+            conditions = [batch_conditions(u, c) for u, c in zip(unconds, conditions, strict=True)]
+
+        def call_unet(latents: Tensor, embeds: Tensor, step: Step) -> Tensor:
+            inputs = latents.to(embeds.dtype)
+            if uncond is not None:
+                inputs = torch.cat([inputs, inputs])
+            output = self.unet(inputs, timesteps[step.index], encoder_hidden_states=embeds, return_dict=False)[
+                0
+            ].float()
+            return output if uncond is None else combine(output, guidance_scale)
+
+        def predict(latents: Tensor, step: Step) -> Tensor:
+            chunks = latents.split(chunk_size or len(latents))
+            outputs = [call_unet(z, embeds, step) for z, embeds in zip(chunks, conditions, strict=True)]
+            output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            bar.update()
+            return predict_noise(output, latents, step.alpha_high_noise, self.config.prediction_type)
+
+        return predict
+
+    def _options(self, **given: str | float | int | None) -> DecodeOptions:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self.config.decode_defaults, **chosen)
+
+    def _check_inputs(
+        self,
+        guide_images: Tensor | None,
+        generation_embeds: Tensor | None,
+        size: tuple[int, int],
+        generator: Generators,
+        decode_chunk_size: int | None,
+    ) -> int:
+        """The batch size, or the error of the first input that does not fit."""
+        factor = self.config.vae_factor
+        if any(side < factor or side % factor for side in size):
+            nearest = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys(_nearest_sizes(size, factor)))
+            raise HybridTokenizerError(
+                f"size is {size[0]}x{size[1]} (height x width), expected multiples of {factor}; the nearest is {nearest}"
+            )
+        batch_sizes = {len(value) for value in (guide_images, generation_embeds) if value is not None}
+        if not batch_sizes:
+            raise HybridTokenizerError(
+                "guide_images and generation_embeds are both None, expected at least one; the batch size comes from them"
+            )
+        if len(batch_sizes) > 1:
+            raise HybridTokenizerError(
+                f"there are {len(guide_images)} guide_images and {len(generation_embeds)} generation_embeds, "
+                "expected equally many; decode what was encoded together"
+            )
+        if generation_embeds is not None:
+            given = tuple(generation_embeds.shape[1:])
+            expected = (self.config.num_condition_tokens, self.config.cross_attention_dim)
+            if given != expected:
+                raise HybridTokenizerError(
+                    f"generation_embeds are {given[0]} x {given[1]}, but this U-Net reads {expected[0]} x {expected[1]}; "
+                    "use the diffusion model that Branch II was trained for (Stable Diffusion 1.x reads 77 x 768, 2.x "
+                    "77 x 1024)"
+                )
+        (batch_size,) = batch_sizes
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise HybridTokenizerError(
+                f"there are {len(generator)} generators for {batch_size} images, expected one an image or a single one"
+            )
+        if decode_chunk_size is not None and decode_chunk_size < 1:
+            raise HybridTokenizerError(
+                f"decode_chunk_size is {decode_chunk_size}, expected at least 1; leave it out for the whole batch at once"
+            )
+        return batch_size
+
+    def _set_tiling(self, size: tuple[int, int]) -> None:
+        self.vae.use_tiling = max(size) > TILE_ABOVE
+
+    def _latent_statistics(self, latents: Tensor) -> Iterator[Tensor]:
+        for values in (self.config.latent_shift, self.config.latent_scale):
+            yield rearrange(latents.new_tensor(values), "c -> 1 c 1 1")
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_size: int | str = "10GB"
+    ) -> None:
+        """unet/, vae/ and scheduler/ in diffusers' form, null_condition.safetensors and config.json.
+
+        `dtype` stores the weights in another type. `config.json` is written last: a folder that has it is whole.
+        """
+        folder = Path(folder)
+        save_model(self.unet, folder / "unet", dtype, max_shard_size)
+        save_model(self.vae, folder / "vae", dtype, max_shard_size)
+        save_scheduler(folder / "scheduler", self.schedule)
+        save_tensors(folder / NULL_CONDITION_NAME, {"null_condition": self.null_condition.to(dtype or torch.float32)})
+        write_json(folder / CONFIG_NAME, dataclasses.asdict(self.config))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        prediction_type: str | None = None,
+        decode_defaults: DecodeOptions | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "DiffusionDecoder":
+        """A folder of `save_pretrained`, or a Stable Diffusion 1.x or 2.x folder or hub id in diffusers' form.
+
+        prediction_type: what the caller believes; raises where the folder says otherwise. Usually left out.
+        decode_defaults: replaces the stored ones.
+        dtype: of U-Net and VAE; latents stay in fp32.
+        Of a plain Stable Diffusion folder the null condition is computed from its text encoder and the empty prompt.
+        """
+        folder = local_folder(folder, revision)
+        declared = read_prediction_type(folder / "scheduler")
+        unet = load_model(folder / "unet", "UNet2DConditionModel", dtype)
+        stored = folder / CONFIG_NAME
+        config = DiffusionConfig.from_dict(read_json(stored)) if stored.is_file() else None
+        vae_class = (
+            config.vae_class if config else read_json(folder / "vae" / CONFIG_NAME).get("_class_name", "AutoencoderKL")
+        )
+        vae = load_model(folder / "vae", vae_class, dtype)
+        if config is None:
+            config = plain_config(unet, vae, declared, folder)
+        for source, value in (("prediction_type=", prediction_type), (str(stored), config.prediction_type)):
+            if value is not None and value != declared:
+                raise HybridTokenizerError(
+                    f"{source} says {value!r}, but {folder / 'scheduler'} says {declared!r}, expected the same: a "
+                    "U-Net read as the other kind gives plausible noise and wrong images; correct the wrong one"
+                )
+        if decode_defaults is not None:
+            config = dataclasses.replace(config, decode_defaults=decode_defaults)
+        decoder = cls(config, unet, vae)
+        if (folder / NULL_CONDITION_NAME).is_file():
+            null_condition = load_tensors(folder / NULL_CONDITION_NAME)["null_condition"]
+        else:
+            null_condition = null_condition_of_text_encoder(folder)
+        decoder.set_null_condition(null_condition.float())
+        return decoder.eval()
+
+
+def _in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, chunk_size: int | None) -> Tensor:
+    if chunk_size is None or len(batch) <= chunk_size:
+        return function(batch)
+    return torch.cat([function(chunk) for chunk in batch.split(chunk_size)])
+
+
+def _draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
+    """Standard normal fp32 noise, drawn where each generator lives, so that a CPU generator gives the same everywhere."""
+    if isinstance(generator, list):
+        return torch.cat([_draw_noise((1, *shape[1:]), one, device) for one in generator])
+    source = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=source).to(device)
+
+
+def _nearest_sizes(size: tuple[int, int], factor: int) -> list[tuple[int, int]]:
+    """Both sides rounded down, and both rounded up."""
+    down = tuple(max(factor, side // factor * factor) for side in size)
+    up = tuple(max(factor, -(-side // factor) * factor) for side in size)
+    return [down, up]

@@ -1,0 +1,128 @@
+"""Folders in diffusers' form: U-Net and VAE loaded without silent gaps, and what a plain Stable Diffusion folder implies."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, shorten
+from hybrid_tokenizer.diffusion.config import DecodeOptions, DiffusionConfig
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+NULL_CONDITION_NAME = "null_condition.safetensors"
+HUB_PATTERNS = [
+    "*.json", "null_condition.safetensors", "unet/*.json", "unet/*.safetensors", "vae/*.json", "vae/*.safetensors",
+    "scheduler/*", "tokenizer/*", "text_encoder/*.json", "text_encoder/*.safetensors",
+]  # fmt: skip
+
+
+def local_folder(name: str | Path, revision: str | None) -> Path:
+    """The folder itself, or the snapshot of a hub id like `owner/name`, downloaded once."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if isinstance(name, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise HybridTokenizerError(
+            f"{name} does not exist; give a folder in diffusers' form, or a hub id like owner/name"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise HybridTokenizerError(
+            f"{name} is no folder here and can not be fetched from the hub ({first_line(error)}); "
+            "give the path of a downloaded folder, or check the id and the connection"
+        ) from None
+
+
+def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
+    """A diffusers model. Unlike its own loader, a missing or surplus weight raises instead of staying random."""
+    import diffusers
+
+    try:
+        model, report = getattr(diffusers, class_name).from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise HybridTokenizerError(
+            f"{folder} can not be loaded as {class_name} ({first_line(error)}); expected {CONFIG_NAME} and "
+            "diffusion_pytorch_model.safetensors that belong together: download the folder again"
+        ) from None
+    wrong = {
+        what: [str(key) for key in report[what]] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    if any(wrong.values()):
+        listed = "; ".join(
+            f"{len(keys)} {what.replace('_', ' ')}: {shorten(keys)}" for what, keys in wrong.items() if keys
+        )
+        raise HybridTokenizerError(
+            f"the weights in {folder} do not fit its {CONFIG_NAME}: {listed}; download the folder again"
+        )
+    return model
+
+
+def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str) -> None:
+    """A diffusers model in its own form, without changing its dtype in memory."""
+    if dtype is not None and any(p.dtype != dtype for p in model.parameters()):
+        model = copy.deepcopy(model).to(dtype)
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
+
+
+def plain_config(unet: nn.Module, vae: nn.Module, prediction_type: str, folder: Path) -> DiffusionConfig:
+    """The configuration that a Stable Diffusion folder without our config.json implies."""
+    if unet.config.cross_attention_dim == 1024 and unet.config.sample_size == 96 and prediction_type == "epsilon":
+        raise HybridTokenizerError(
+            f"{folder / 'scheduler'} says 'epsilon', but the U-Net is Stable Diffusion 2's for 768 px, which predicts v; "
+            "set prediction_type to 'v_prediction' in scheduler_config.json"
+        )
+    return DiffusionConfig(
+        unet=_arguments(unet),
+        vae_class=type(vae).__name__,
+        vae=_arguments(vae),
+        latent_shift=[vae.config.get("shift_factor") or 0.0],
+        latent_scale=[vae.config.scaling_factor],
+        prediction_type=prediction_type,
+        decode_defaults=DecodeOptions(),
+    )
+
+
+def _arguments(model: nn.Module) -> dict[str, Any]:
+    """The keyword arguments that build the model again; names starting with _ are diffusers' own notes."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in model.config.items()
+        if not key.startswith("_") and value is not None
+    }
+
+
+def null_condition_of_text_encoder(folder: Path) -> Float[Tensor, "1 n d"]:
+    """What the folder's text encoder makes of the empty prompt, padded to its full length, as in diffusers' pipeline."""
+    if not (folder / "text_encoder").is_dir() or not (folder / "tokenizer").is_dir():
+        raise HybridTokenizerError(
+            f"{folder} has neither {NULL_CONDITION_NAME} nor both text_encoder/ and tokenizer/, expected one of the two: "
+            "without it there is no null condition; download the whole Stable Diffusion folder"
+        )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise HybridTokenizerError(
+            f"the text encoder in {folder} can not be loaded ({first_line(error)}); download the folder again"
+        ) from None
+    length = text_encoder.config.max_position_embeddings
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return text_encoder(tokens.input_ids).last_hidden_state.float()
+
+
+def first_line(error: Exception) -> str:
+    """A library's message, cut to its first line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,115 @@
+"""Noise schedules from one dictionary. Both directions, training, and the stored `scheduler/` folder read it.
+
+A sampler's own defaults are never trusted: diffusers' two DDIM classes differ from Stable Diffusion in beta schedule,
+clipping, offset and last level, and a round trip hides most such mistakes.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hybrid_tokenizer.checkpoints.files import read_json, write_json
+from hybrid_tokenizer.diffusion.ddim import (
+    PREDICTION_TYPES,
+    Step,
+    leading_steps,
+    scaled_linear_alphas_cumprod,
+    unknown_prediction_type,
+)
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+PINNED = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "rescale_betas_zero_snr": False,
+    "thresholding": False,
+}
+"""Everything but the prediction type, which belongs to the model."""
+
+# What the model was trained with. Missing from a file they mean another schedule, so they have to be there.
+STATED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+# Off where a file does not mention them. The other keys of PINNED only choose where a sampler stops: ours replace them.
+OFF = ("rescale_betas_zero_snr", "clip_sample", "thresholding")
+
+SCHEDULER_FILE = "scheduler_config.json"
+# 1000 itself would call the model at timestep 1000, one past the last it was trained on.
+VALID_NUM_INFERENCE_STEPS = tuple(n for n in range(1, 1000) if 1000 % n == 0)
+
+
+class Schedule:
+    """The noise levels of the pinned schedule and its intervals for a number of steps."""
+
+    def __init__(self, prediction_type: str):
+        if prediction_type not in PREDICTION_TYPES:
+            raise unknown_prediction_type(prediction_type)
+        self.prediction_type = prediction_type
+        self.alphas_cumprod = scaled_linear_alphas_cumprod(
+            PINNED["num_train_timesteps"], PINNED["beta_start"], PINNED["beta_end"]
+        )
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @property
+    def diffusers_config(self) -> dict[str, Any]:
+        """The keyword arguments of diffusers' DDIMScheduler; its inverse takes the same but `thresholding`."""
+        return {**PINNED, "prediction_type": self.prediction_type}
+
+    @cached_property
+    def _levels(self) -> list[float]:
+        return self.alphas_cumprod.double().tolist()
+
+    def steps(self, num_inference_steps: int) -> tuple[Step, ...]:
+        """All intervals, cleanest first. Raises where the number does not divide the trained timesteps."""
+        check_num_inference_steps(num_inference_steps)
+        return leading_steps(self._levels, num_inference_steps, PINNED["steps_offset"])
+
+
+def check_num_inference_steps(num_inference_steps: int) -> None:
+    """Raise unless the steps divide the 1000 trained timesteps evenly: else both directions meet at other levels."""
+    if isinstance(num_inference_steps, int) and num_inference_steps in VALID_NUM_INFERENCE_STEPS:
+        return
+    below = max((n for n in VALID_NUM_INFERENCE_STEPS if n < num_inference_steps), default=None)
+    above = min((n for n in VALID_NUM_INFERENCE_STEPS if n > num_inference_steps), default=None)
+    nearest = " or ".join(str(n) for n in (below, above) if n is not None)
+    raise HybridTokenizerError(
+        f"num_inference_steps is {num_inference_steps}, expected a divisor of 1000 below it; the nearest is {nearest}"
+    )
+
+
+def read_prediction_type(folder: Path) -> str:
+    """The prediction type of a diffusers `scheduler/` folder, whichever sampler wrote it.
+
+    Raises where the file says that the model was trained on other noise levels or is meant to be sampled with clipping.
+    """
+    path = folder / SCHEDULER_FILE
+    config = read_json(path)
+    for key in STATED + OFF:
+        value = config.get(key, PINNED[key] if key in OFF else None)
+        if value != PINNED[key]:
+            raise HybridTokenizerError(
+                f"{path} has {key}={value!r}, expected {PINNED[key]!r}: DDIM inversion is only right for Stable "
+                f"Diffusion's own schedule without clipping; set it to {PINNED[key]!r} if the model was trained so, "
+                "or use another model"
+            )
+    if config.get("trained_betas") is not None:
+        raise HybridTokenizerError(
+            f"{path} has its own trained_betas, expected null: only Stable Diffusion's scaled_linear schedule is "
+            "supported; use another model"
+        )
+    prediction_type = config.get("prediction_type", "epsilon")  # older samplers know no other
+    if prediction_type not in PREDICTION_TYPES:
+        raise unknown_prediction_type(prediction_type)
+    return prediction_type
+
+
+def save_scheduler(folder: Path, schedule: Schedule) -> None:
+    """The `scheduler/` folder, readable by diffusers."""
+    write_json(folder / SCHEDULER_FILE, {"_class_name": "DDIMScheduler", **schedule.diffusers_config})
