@@ -1,0 +1,114 @@
+"""Hydra schemas of the scripts, and the one decorator that runs them. The only library file that imports hydra."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hybrid_tokenizer.data.config import DataConfig
+from hybrid_tokenizer.diffusion.config import DiffusionConfig
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide.config import GuideConfig
+from hybrid_tokenizer.semantic.config import SemanticConfig
+from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.weights import GuideLossWeights
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+
+
+@dataclass
+class GuideSection(GuideConfig):
+    """`init` is a folder of weights to start from: a GuideTokenizer, or an f8 MoVQ for a warm start."""
+
+    init: str | None = None
+
+
+@dataclass
+class SemanticSection(SemanticConfig):
+    """`init` is a folder with a SemanticTokenizer to start from."""
+
+    init: str | None = None
+
+
+@dataclass
+class DiffusionSection(DiffusionConfig):
+    """`init` is a folder with a DiffusionDecoder, or a Stable Diffusion 1.x folder, to start from."""
+
+    init: str | None = None
+
+
+@dataclass
+class TrainGuide:
+    model_name: str = MISSING
+    output_dir: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    guide: GuideSection = field(default_factory=GuideSection)
+    loss: GuideLossWeights = field(default_factory=GuideLossWeights)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def component_config(section: Any, kind: type) -> Any:
+    """The component's own configuration out of a section that adds `init`."""
+    return kind(**{f.name: getattr(section, f.name) for f in dataclasses.fields(kind)})
+
+
+def section_of(config: Any, kind: type) -> Any:
+    """The reverse: a section with the component's numbers and no `init`."""
+    return kind(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
+
+
+def register_schemas() -> None:
+    """Names that the files of `configs/` refer to. The presets' numbers live with the components, not in YAML."""
+    store = ConfigStore.instance()
+    for name in ("tiny", "sd15"):
+        store.store(group="guide", name=name, node=section_of(getattr(GuideConfig, name)(), GuideSection))
+        semantic = SemanticConfig.tiny() if name == "tiny" else SemanticConfig.seed1(cosine_stack=True)
+        store.store(group="semantic", name=name, node=section_of(semantic, SemanticSection))
+        store.store(group="diffusion", name=name, node=section_of(getattr(DiffusionConfig, name)(), DiffusionSection))
+    for name, node in SCHEMAS.items():
+        store.store(name=name, node=node)
+
+
+SCHEMAS: dict[str, Any] = {"train_guide_schema": TrainGuide}
+
+
+def main(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Run a function of a finished dataclass as a Hydra script; every mistake of the user's is one line on stderr.
+
+    Hydra's own `--help`, `--cfg job` and `-m` keep working.
+    """
+
+    def decorate(job: Callable[[Any], None]) -> Callable[[], None]:
+        def task(composed: Any) -> None:
+            try:
+                job(OmegaConf.to_object(composed))
+            except (HybridTokenizerError, OmegaConfBaseException) as error:
+                raise SystemExit(f"error: {one_line(error)}") from None
+
+        def run() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise hydra prints and exits by itself, on several lines
+            register_schemas()
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+            except (HydraException, OmegaConfBaseException, HybridTokenizerError) as error:
+                remedy = f"see python {sys.argv[0]} --help"
+                raise SystemExit(f"error: {one_line(error)}; {remedy}") from None
+
+        return run
+
+    return decorate
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without line breaks and without OmegaConf's internal names."""
+    text = str(error).split("full_key:")[0]
+    return " ".join(text.split())

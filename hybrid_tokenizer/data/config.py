@@ -1,0 +1,43 @@
+"""Which images a training run sees."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+
+@dataclass
+class DataConfig:
+    """`root` is a folder of images or a list of them; `repeats` says how often an epoch goes through each.
+
+    `val_root: null` holds out `val_fraction` of each root's files, at least `val_at_least`, by the hash of the relative
+    path. Images smaller than the crop are enlarged.
+    """
+
+    root: Any = "???"
+    repeats: list[int] | None = None
+    val_root: str | None = None
+    val_fraction: float = 0.02
+    val_at_least: int = 8
+    image_size: int = 256
+    crop_scale: tuple[float, float] = (0.7, 1.0)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.repeats is not None and len(self.repeats) != len(self.roots):
+            raise HybridTokenizerError(
+                f"data.repeats={self.repeats} needs one number for each of the {len(self.roots)} roots"
+            )
+        if min(self.repeats_of_roots, default=0) < 1:
+            raise HybridTokenizerError(f"data.repeats={self.repeats} must be at least 1 each")
+        if not 0 < self.val_fraction < 1:
+            raise HybridTokenizerError(f"data.val_fraction={self.val_fraction} must lie between 0 and 1, e.g. 0.02")
+
+    @property
+    def roots(self) -> list[Path]:
+        return [Path(root) for root in ([self.root] if isinstance(self.root, str) else self.root)]
+
+    @property
+    def repeats_of_roots(self) -> list[int]:
+        return list(self.repeats) if self.repeats is not None else [1] * len(self.roots)

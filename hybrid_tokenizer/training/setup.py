@@ -1,0 +1,78 @@
+"""From a data configuration to what the loop takes: the training stream and the validation batches."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybrid_tokenizer.data import (
+    CaptionedImage,
+    TrainingStream,
+    UnreadableImage,
+    find_images,
+    hold_out,
+    open_rgb,
+    read_captions,
+)
+from hybrid_tokenizer.data.config import DataConfig
+from hybrid_tokenizer.data.training import CropConfig, collate
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import fit_square, from_pil
+from hybrid_tokenizer.training.config import TrainingConfig
+
+Item = Path | CaptionedImage
+
+
+def list_items(root: Path, captions: bool) -> list[Item]:
+    """The images of a folder, with their captions where these are wanted."""
+    return list(read_captions(root)) if captions else list(find_images(root))
+
+
+def item_path(item: Item) -> Path:
+    return item.path if isinstance(item, CaptionedImage) else item
+
+
+def split_items(data: DataConfig, captions: bool) -> tuple[list[Item], list[Item]]:
+    """(training, validation) items of all roots, each root repeated as asked for."""
+    training: list[Item] = []
+    validation: list[Item] = []
+    for root, repeat in zip(data.roots, data.repeats_of_roots, strict=True):
+        items = list_items(root, captions)
+        if data.val_root is None:
+            by_path = {item_path(item): item for item in items}
+            kept, held = hold_out(list(by_path), root, data.val_fraction, data.val_at_least)
+            items = [by_path[path] for path in kept]
+            validation += [by_path[path] for path in held]
+        training += items * repeat
+    if data.val_root is not None:
+        validation = list_items(Path(data.val_root), captions)
+    return training, validation
+
+
+def build_data(
+    data: DataConfig, training: TrainingConfig, captions: bool = False
+) -> tuple[TrainingStream, list[dict[str, Any]]]:
+    """The stream, and validation batches of at most `training.max_val_images` centre crops spread over the set."""
+    items, held = split_items(data, captions)
+    crop = CropConfig(data.image_size, data.crop_scale, data.flip)
+    return TrainingStream(items, crop, training.seed), validation_batches(held, data.image_size, training)
+
+
+def validation_batches(items: list[Item], image_size: int, training: TrainingConfig) -> list[dict[str, Any]]:
+    """Whole batches of the training's batch size, in the items' order; unreadable images are named and left out."""
+    count = min(len(items), training.max_val_images)
+    chosen = [items[round(index)] for index in torch.linspace(0, len(items) - 1, count).tolist()] if count else []
+    samples = []
+    for item in chosen:
+        try:
+            image = from_pil(fit_square(open_rgb(item_path(item)), image_size))
+        except UnreadableImage as error:
+            print(f"skipped {error.path}: {error.reason}", flush=True)
+            continue
+        caption = item.captions[0] if isinstance(item, CaptionedImage) else ""
+        samples.append({"images": image, "captions": caption, "skipped": []})
+    if not samples:
+        raise HybridTokenizerError("no validation image can be read; set data.val_root to a folder of images")
+    return [
+        collate(samples[start : start + training.batch_size]) for start in range(0, len(samples), training.batch_size)
+    ]

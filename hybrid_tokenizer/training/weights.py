@@ -1,0 +1,36 @@
+"""Loss weights of the stages. The losses themselves leave the branches unweighted."""
+
+from dataclasses import dataclass
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+
+def check_weights(weights: object) -> None:
+    """No weight is negative."""
+    negative = {name: value for name, value in vars(weights).items() if value < 0}
+    if negative:
+        raise HybridTokenizerError(f"loss weights must not be negative; got {negative}")
+
+
+@dataclass
+class GuideLossWeights:
+    """Eq. 5 has weight 1. `vq` scales both VQ terms, whose own balance belongs to the quantizer."""
+
+    vq: float = 1.0
+    perceptual: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_weights(self)
+
+
+@dataclass
+class VAELossWeights:
+    """Absolute error has weight 1. `latent` pulls latents to unit size so that noise of `latent_noise` means the same
+    to every model: the decoder learns to live with what an imperfect U-Net leaves."""
+
+    perceptual: float = 0.02
+    latent: float = 1e-4
+    latent_noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_weights(self)
