@@ -1,0 +1,47 @@
+"""Foreign key names to ours: one table of prefixes, total, with every drop written down."""
+
+import re
+
+from torch import Tensor
+
+from hybrid_tokenizer.checkpoints.files import shorten
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+Table = dict[str, str | None]
+
+
+def rule_of(key: str, table: Table) -> str | None:
+    """The longest rule that fits: a rule ending in a dot fits every key below it, any other only that very key."""
+    fits = (rule for rule in table if key == rule or (rule.endswith(".") and key.startswith(rule)))
+    return max(fits, key=len, default=None)
+
+
+def rename_keys(state_dict: dict[str, Tensor], table: Table, source: str) -> dict[str, Tensor]:
+    """Rename by the longest fitting rule; a None target drops the entry on purpose. A key without a rule raises.
+
+    `source` names the checkpoint in the error.
+    """
+    renamed, unknown = {}, []
+    for key, value in state_dict.items():
+        rule = rule_of(key, table)
+        if rule is None:
+            unknown.append(key)
+        elif (target := table[rule]) is not None:
+            renamed[target + key.removeprefix(rule)] = value
+    if unknown:
+        raise HybridTokenizerError(
+            f"{source}: no rule for {len(unknown)} keys: {shorten(sorted(unknown))}; is this the kind of checkpoint you named?"
+        )
+    return renamed
+
+
+def dropped_keys(state_dict: dict[str, Tensor], table: Table) -> list[str]:
+    """The keys that `table` drops on purpose, sorted."""
+    return sorted(key for key in state_dict if (rule := rule_of(key, table)) is not None and table[rule] is None)
+
+
+def count_layers(state_dict: dict[str, Tensor], prefix: str) -> int:
+    """Number of layers below `prefix`, e.g. `blocks.` with `blocks.0.` to `blocks.38.`: 39. 0 where there is none."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    found = (pattern.match(key) for key in state_dict)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
