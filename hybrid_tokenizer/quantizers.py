@@ -1,7 +1,8 @@
 """The one interface to codebooks, channel last, so that (b, h, w, d) guides and (b, n, d) sequences share it.
 
-The faithful quantizer follows `VectorQuantizer` of diffusers (MoVQGAN, taming-transformers and SEED compute the same);
-the others wrap vector-quantize-pytorch.
+The faithful quantizer follows `VectorQuantizer` of diffusers (MoVQGAN, taming-transformers and SEED compute the same).
+The running-mean codebook is our own, so that its state, its randomness and its agreement between ranks are in plain view;
+SimVQ, FSQ and LFQ wrap vector-quantize-pytorch.
 """
 
 import math
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 KINDS = ("vq", "ema", "cosine", "simvq", "fsq", "lfq")
+DISTANCE_ENTRIES = 2**26  # of one block of the distance matrix: 256 MB in fp32
 
 
 class Quantized(NamedTuple):
@@ -33,7 +36,10 @@ class Quantized(NamedTuple):
 
 @dataclass
 class QuantizerConfig:
-    """`kind`: vq (gradient codebook), ema (k-means start, dead-code restart), cosine, simvq, fsq, lfq.
+    """`kind`: vq (gradient codebook), ema (running means, k-means start, dead-code restart), cosine, simvq, fsq, lfq.
+
+    cosine is ema on unit vectors. Codes used less than `restart_below` times as often as the mean code start anew at a
+    random feature.
 
     `codebook_weight` and `commitment_weight` weigh the two terms of the VQ loss. MoVQGAN, taming and SEED use the legacy
     form, 0.25 on the codebook term and 1 on the commitment term; the VQ-VAE paper has them the other way round.
@@ -85,7 +91,7 @@ class VectorQuantizer(nn.Module):
             features = features.float()
             weight = self.embedding.weight.float()
             flat = features.detach().reshape(-1, features.shape[-1])
-            indices = torch.cdist(flat, weight.detach()).argmin(dim=1).reshape(features.shape[:-1])
+            indices = nearest_codes(flat, weight.detach()).reshape(features.shape[:-1])
             codes = F.embedding(indices, weight)
             return Quantized(
                 quantized=features + (codes - features).detach(),
@@ -98,6 +104,103 @@ class VectorQuantizer(nn.Module):
         """Rows of the codebook."""
         return F.embedding(indices, self.embedding.weight)
 
+    def lookup(self, features: Float[Tensor, "*grid d"]) -> tuple[Float[Tensor, "*grid d"], Int[Tensor, "*grid"]]:
+        """Codes and indices, no losses."""
+        indices = nearest_codes(features.reshape(-1, features.shape[-1]), self.embedding.weight)
+        indices = indices.reshape(features.shape[:-1])
+        return self.codes(indices), indices
+
+
+class EmaQuantizer(nn.Module):
+    """Codes are running means of the features that chose them (van den Oord et al. 2017, appendix A.1).
+
+    The first training batch starts them by k-means; codes that fall out of use restart at features of rank 0's batch.
+    Every rank ends a step with the same codebook. All state lies in buffers and all draws come from torch's CPU
+    generator, so that a run resumed from both goes on exactly. `cosine` puts features and codes on the unit sphere.
+    """
+
+    KMEANS_ITERATIONS = 10
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__()
+        self.config = config
+        self.cosine = config.kind == "cosine"
+        size, dim = config.codebook_size, config.codebook_dim
+        codebook = torch.randn(size, dim)
+        self.register_buffer("codebook", F.normalize(codebook, dim=-1) if self.cosine else codebook)
+        self.register_buffer("code_counts", torch.zeros(size))
+        self.register_buffer("code_sums", torch.zeros(size, dim))
+        self.register_buffer("started", torch.tensor(False))
+
+    def forward(self, features: Float[Tensor, "*grid d"]) -> Quantized:
+        with torch.autocast(features.device.type, enabled=False):
+            features = self._place(features)
+            if self.training:
+                self.start(features)
+            codes, indices = self.lookup(features)
+            if self.training:
+                self._update(features.detach().reshape(-1, features.shape[-1]), indices.reshape(-1))
+            return Quantized(
+                quantized=features + (codes - features).detach(),
+                indices=indices,
+                codebook_loss=features.new_zeros(()),  # the codes follow by averaging, not by gradient
+                commitment_loss=F.mse_loss(features, codes),
+            )
+
+    def codes(self, indices: Int[Tensor, "*grid"]) -> Float[Tensor, "*grid d"]:
+        """Rows of the codebook."""
+        return F.embedding(indices, self.codebook)
+
+    @torch.no_grad()
+    def lookup(self, features: Float[Tensor, "*grid d"]) -> tuple[Float[Tensor, "*grid d"], Int[Tensor, "*grid"]]:
+        """Codes and indices; changes nothing."""
+        features = self._place(features)
+        indices = nearest_codes(features.reshape(-1, features.shape[-1]), self.codebook).reshape(features.shape[:-1])
+        return self.codes(indices), indices
+
+    def _place(self, features: Float[Tensor, "*grid d"]) -> Float[Tensor, "*grid d"]:
+        return F.normalize(features.float(), dim=-1) if self.cosine else features.float()
+
+    @torch.no_grad()
+    def start(self, features: Float[Tensor, "*grid d"]) -> None:
+        """k-means on a first batch; does nothing once the codebook has started."""
+        if self.started:
+            return
+        flat = self._place(features.detach()).reshape(-1, features.shape[-1])
+        means = same_on_all_ranks(draw_rows(flat, len(self.codebook)))
+        for _ in range(self.KMEANS_ITERATIONS):
+            counts, sums = self._assigned(flat, nearest_codes(flat, means))
+            means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], means)
+            if self.cosine:
+                means = F.normalize(means, dim=-1)
+        self.codebook.copy_(means)
+        self.code_counts.copy_(counts)
+        self.code_sums.copy_(means * counts[:, None])
+        self.started.fill_(True)
+
+    def _assigned(
+        self, flat: Float[Tensor, "n d"], indices: Int[Tensor, "n"]
+    ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
+        """How many features chose each code, and their sums, over all ranks."""
+        counts = torch.bincount(indices, minlength=len(self.codebook)).to(flat.dtype)
+        sums = torch.zeros_like(self.codebook).index_add_(0, indices, flat)
+        return sum_over_ranks(counts), sum_over_ranks(sums)
+
+    @torch.no_grad()
+    def _update(self, flat: Float[Tensor, "n d"], indices: Int[Tensor, "n"]) -> None:
+        counts, sums = self._assigned(flat, indices)
+        self.code_counts.lerp_(counts, 1 - self.config.ema_decay)
+        self.code_sums.lerp_(sums, 1 - self.config.ema_decay)
+        least = self.config.restart_below * self.code_counts.mean()
+        (dead,) = torch.nonzero(self.code_counts < least, as_tuple=True)
+        if len(dead):
+            self.code_counts[dead] = least
+            self.code_sums[dead] = same_on_all_ranks(draw_rows(flat, len(dead))) * least
+        # a code with a count of zero is possible only with restart_below=0; it stays where it is
+        used = self.code_counts[:, None] > 1e-6
+        means = torch.where(used, self.code_sums / self.code_counts[:, None].clamp(min=1e-6), self.codebook)
+        self.codebook.copy_(F.normalize(means, dim=-1) if self.cosine else means)
+
 
 class LibraryQuantizer(nn.Module):
     """vector-quantize-pytorch's quantizers behind the same call."""
@@ -108,13 +211,7 @@ class LibraryQuantizer(nn.Module):
 
         self.kind = config.kind
         size, dim = config.codebook_size, config.codebook_dim
-        if config.kind in ("ema", "cosine"):
-            self.body = vqp.VectorQuantize(
-                dim=dim, codebook_size=size, decay=config.ema_decay, threshold_ema_dead_code=config.restart_below,
-                kmeans_init=True, kmeans_iters=10, use_cosine_sim=config.kind == "cosine",
-                commitment_weight=1.0, rotation_trick=False,
-            )  # fmt: skip
-        elif config.kind == "simvq":
+        if config.kind == "simvq":
             self.body = vqp.SimVQ(dim=dim, codebook_size=size, rotation_trick=True)
         elif config.kind == "fsq":
             self.body = vqp.FSQ(levels=list(config.fsq_levels or []), dim=dim)
@@ -133,25 +230,57 @@ class LibraryQuantizer(nn.Module):
         return Quantized(
             quantized=quantized.reshape(features.shape),
             indices=indices.reshape(features.shape[:-1]).long(),
-            codebook_loss=features.new_zeros(()),  # EMA, implicit or absent codebooks take no gradient of their own
+            codebook_loss=features.new_zeros(()),  # implicit or absent codebooks have no term of their own
             commitment_loss=loss.reshape(()),
         )
 
     def codes(self, indices: Int[Tensor, "*grid"]) -> Float[Tensor, "*grid d"]:
         """Values of the codes at `indices`."""
-        flat = indices.reshape(indices.shape[0], -1)
-        if self.kind in ("ema", "cosine"):
-            codes = self.body.get_codes_from_indices(flat)
-        else:
-            codes = self.body.indices_to_codes(flat)
+        codes = self.body.indices_to_codes(indices.reshape(indices.shape[0], -1))
         return codes.reshape(*indices.shape, codes.shape[-1])
 
+    @torch.no_grad()
+    def lookup(self, features: Float[Tensor, "*grid d"]) -> tuple[Float[Tensor, "*grid d"], Int[Tensor, "*grid"]]:
+        """Codes and indices, no losses."""
+        indices = self.forward(features).indices
+        return self.codes(indices), indices
 
-def build_quantizer(config: QuantizerConfig) -> VectorQuantizer | LibraryQuantizer:
+
+def build_quantizer(config: QuantizerConfig) -> VectorQuantizer | EmaQuantizer | LibraryQuantizer:
     """The quantizer that `config.kind` names."""
-    return (
-        VectorQuantizer(config.codebook_size, config.codebook_dim) if config.kind == "vq" else LibraryQuantizer(config)
-    )
+    if config.kind == "vq":
+        return VectorQuantizer(config.codebook_size, config.codebook_dim)
+    return EmaQuantizer(config) if config.kind in ("ema", "cosine") else LibraryQuantizer(config)
+
+
+@torch.no_grad()
+def nearest_codes(features: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, "n"]:
+    """Index of the nearest code in Euclidean distance, in fp32 whatever autocast is in force, in blocks of bounded memory."""
+    with torch.autocast(features.device.type, enabled=False):
+        features, codebook = features.float(), codebook.float()
+        rows = max(1, DISTANCE_ENTRIES // len(codebook))
+        return torch.cat([torch.cdist(block, codebook).argmin(dim=1) for block in features.split(rows)])
+
+
+def draw_rows(rows: Float[Tensor, "n d"], count: int) -> Float[Tensor, "count d"]:
+    """Random rows, distinct while there are enough; drawn on the CPU so that devices agree."""
+    order = torch.randperm(len(rows)) if len(rows) >= count else torch.randint(len(rows), (count,))
+    return rows[order[:count].to(rows.device)]
+
+
+def sum_over_ranks(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Summed over the processes of a distributed run, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def same_on_all_ranks(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Rank 0's values on every process of a distributed run, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        values = values.contiguous()
+        dist.broadcast(values, src=0)
+    return values
 
 
 def vq_loss(quantized: Quantized, config: QuantizerConfig) -> Float[Tensor, ""]:
@@ -162,3 +291,47 @@ def vq_loss(quantized: Quantized, config: QuantizerConfig) -> Float[Tensor, ""]:
 def flatten_grid(grid: Int[Tensor, "b h w"]) -> Int[Tensor, "b n"]:
     """Raster order, the order of the LLM sequence."""
     return rearrange(grid, "b h w -> b (h w)")
+
+
+def codebook_usage(counts: Float[Tensor, "k"]) -> float:
+    """Share of the codes that were used at all, from how often each was."""
+    return (counts > 0).double().mean().item()
+
+
+def index_entropy(counts: Float[Tensor, "k"]) -> float:
+    """Bits an index carries on average, at most log2 of the codebook's size; 0 for no counts."""
+    total = counts.double().sum()
+    if total == 0:
+        return 0.0
+    shares = counts.double() / total
+    return -torch.xlogy(shares, shares).sum().item() / math.log(2)
+
+
+def perplexity(counts: Float[Tensor, "k"]) -> float:
+    """The number of equally used codes that would have the same entropy."""
+    return 2 ** index_entropy(counts)
+
+
+class CodebookUsage:
+    """Counts indices over a set; `compute` gives the same numbers on every rank."""
+
+    def __init__(self, codebook_size: int):
+        self.counts = torch.zeros(codebook_size, dtype=torch.float64)
+
+    def update(self, indices: Int[Tensor, "*grid"]) -> None:
+        """Add the indices of some images of this rank."""
+        self.counts += torch.bincount(indices.reshape(-1).cpu(), minlength=len(self.counts))
+
+    def compute(self, device: torch.device | str = "cpu") -> dict[str, float]:
+        """Usage, perplexity, dead codes and index entropy. `device` is where the ranks' sums meet (a GPU under NCCL)."""
+        counts = sum_over_ranks(self.counts.to(device, copy=True)).cpu()
+        return {
+            "codebook_usage": codebook_usage(counts),
+            "perplexity": perplexity(counts),
+            "dead_codes": float((counts == 0).sum()),
+            "index_entropy": index_entropy(counts),
+        }
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self.counts.zero_()

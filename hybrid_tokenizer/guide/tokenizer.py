@@ -1,0 +1,262 @@
+"""Branch I: images to guide tokens, guide tokens to guide images."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide.config import GuideConfig
+from hybrid_tokenizer.images import resize_area
+from hybrid_tokenizer.quantizers import Quantized, build_quantizer
+
+
+class GuideOutput(NamedTuple):
+    """One training pass."""
+
+    guide_images: Float[Tensor, "b 3 gh gw"]
+    quantized: Quantized
+    """Of the full grid; the losses are unweighted, and means over the scales of a nested guide."""
+    indices: tuple[Int[Tensor, "b h w"], ...]
+    """Coarse to fine."""
+
+
+class ResidualFront(nn.Module):
+    """`resize_area(x) + g(x)` with a zero-initialised last convolution in g: at step 0 the trunk sees the resized image.
+
+    g is log2(factor) strided levels on the full-resolution image, so training adds what the resize throws away.
+    """
+
+    def __init__(self, factor: int, channels: int):
+        super().__init__()
+        self.factor = factor
+        levels = round(math.log2(factor)) + 1
+        self.body = Encoder(
+            in_channels=3, out_channels=3, double_z=False, mid_block_add_attention=False, layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * levels, block_out_channels=(channels,) * levels,
+        )  # fmt: skip
+        nn.init.zeros_(self.body.conv_out.weight)
+        nn.init.zeros_(self.body.conv_out.bias)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 gh gw"]:
+        resized = resize_area(images, (images.shape[-2] // self.factor, images.shape[-1] // self.factor))
+        return resized + self.body(images)
+
+
+class GuideTokenizer(nn.Module):
+    """MoVQ's encoder, codebook and decoder, with a deeper encoder and, with `guide_scales`, a nested code.
+
+    Tokens depend on rounding near decision boundaries: encode in fp32 where they must agree between machines.
+    """
+
+    def __init__(self, config: GuideConfig):
+        super().__init__()
+        self.config = config
+        encoder_channels = list(config.encoder_channels)
+        in_channels = 3
+        self.stem: nn.Module = nn.Identity()
+        if config.stem == "residual_front":
+            self.stem = ResidualFront(config.stem_factor, config.stem_channels)
+        elif config.stem == "unshuffle":
+            self.stem = nn.PixelUnshuffle(config.stem_factor)
+            in_channels = 3 * config.stem_factor**2
+        elif config.stem == "appended":
+            encoder_channels += encoder_channels[-1:] * round(math.log2(config.stem_factor))
+        self.encoder = Encoder(
+            in_channels=in_channels, out_channels=config.z_channels, double_z=False,
+            down_block_types=block_types(len(encoder_channels), config.encoder_attention, "DownEncoderBlock2D"),
+            block_out_channels=tuple(encoder_channels),
+            layers_per_block=config.encoder_layers, norm_num_groups=config.norm_num_groups,
+        )  # fmt: skip
+        self.quant_conv = nn.Conv2d(config.z_channels, config.quantizer.codebook_dim, 1)
+        self.quantizer = build_quantizer(config.quantizer)
+        self.post_quant_conv = nn.Conv2d(config.quantizer.codebook_dim, config.z_channels, 1)
+        self.decoder = Decoder(
+            in_channels=config.z_channels, out_channels=3,
+            up_block_types=block_types(len(config.decoder_channels), config.decoder_attention, "UpDecoderBlock2D")[::-1],
+            block_out_channels=tuple(config.decoder_channels),
+            layers_per_block=config.decoder_layers, norm_num_groups=config.norm_num_groups, norm_type=config.norm_type,
+        )  # fmt: skip
+
+    @property
+    def downsample_factor(self) -> int:
+        """Image pixels a token, along a side."""
+        return self.config.downsample_factor
+
+    @property
+    def upsample_factor(self) -> int:
+        """Guide pixels a token, along a side."""
+        return self.config.upsample_factor
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes in the one codebook that all scales share."""
+        return self.config.quantizer.codebook_size
+
+    def num_tokens(self, guide_indices: Sequence[Int[Tensor, "b h w"]]) -> int:
+        """Tokens an image."""
+        return sum(grid.shape[1] * grid.shape[2] for grid in guide_indices)
+
+    def guide_scale_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The token grids (h, w), coarse to fine, of an image of (height, width)."""
+        return self.config.scale_sizes(self.config.grid_size(image_size))
+
+    def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b h w d"]:
+        """What the codebook quantizes."""
+        self.config.grid_size((images.shape[-2], images.shape[-1]))
+        encoded = self.encoder(self.stem(images.to(self.quant_conv.weight.dtype)))
+        return rearrange(self.quant_conv(encoded), "b d h w -> b h w d")
+
+    def decode_quantized(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
+        """Codes, or their sum over scales, to guide images; not clamped."""
+        codes = rearrange(quantized, "b h w d -> b d h w").to(self.post_quant_conv.weight.dtype)
+        # MoVQ: the norms see the codes themselves, only the decoder's input goes through post_quant_conv
+        condition = codes if self.config.norm_type == "spatial" else None
+        return self.decoder(self.post_quant_conv(codes), condition)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None) -> GuideOutput:
+        """One training pass. `generator` draws the prefixes of a nested guide; without it torch's own state does."""
+        features = self.features(images)
+        if self.config.guide_scales is None:
+            quantized = self.quantizer(features)
+            indices: tuple[Tensor, ...] = (quantized.indices,)
+        else:
+            quantized, indices = self._quantize_nested(features, generator)
+        return GuideOutput(self.decode_quantized(quantized.quantized), quantized, indices)
+
+    @torch.no_grad()
+    def encode(
+        self, images: Float[Tensor, "b 3 H W"], guide_scales: int | None = None
+    ) -> tuple[Int[Tensor, "b _ _"], ...]:
+        """Images to grids of indices, coarse to fine; `guide_scales` keeps the first so many of a nested guide."""
+        scales = len(self.config.guide_scales or [0])
+        keep = scales if guide_scales is None else guide_scales
+        if not 1 <= keep <= scales:
+            raise HybridTokenizerError(
+                f"guide_scales={keep} must lie in 1..{scales}, the scales of this guide tokenizer"
+            )
+        features = self.features(images).float()
+        if self.config.guide_scales is None:
+            return (self.quantizer.lookup(features)[1],)
+        return tuple(indices for _, indices in self._residual_scales(features)[:keep])
+
+    @torch.no_grad()
+    def decode(
+        self, guide_indices: Sequence[Int[Tensor, "b _ _"]], grid_size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b 3 gh gw"]:
+        """Indices alone to guide images in about [-1, 1], not clamped, of `upsample_factor` times the full grid.
+
+        Any prefix of a nested guide decodes at the full size. A prefix does not always tell the full grid (3 coarse rows
+        may stand for 12 or 13): `grid_size` says it where the grids are not multiples of the scales.
+        """
+        grids = list(guide_indices)
+        scales = len(self.config.guide_scales or [0])
+        if not 1 <= len(grids) <= scales:
+            raise HybridTokenizerError(
+                f"{len(grids)} guide grids were given; this guide tokenizer has 1..{scales}, coarse to fine"
+            )
+        for grid in grids:
+            low, high = grid.aminmax()
+            if low < 0 or high >= self.codebook_size:
+                raise HybridTokenizerError(
+                    f"guide indices span {low.item()} to {high.item()}; this codebook has 0..{self.codebook_size - 1}"
+                )
+        if self.config.guide_scales is None:
+            return self.decode_quantized(self.quantizer.codes(grids[0]))
+        if grid_size is None:
+            finest = grids[-1].shape[-2:]
+            grid_size = tuple(
+                side * self.config.guide_scales[-1] // self.config.guide_scales[len(grids) - 1] for side in finest
+            )
+        sizes = self.config.scale_sizes(grid_size)
+        given = [tuple(grid.shape[-2:]) for grid in grids]
+        if given != sizes[: len(grids)]:
+            raise HybridTokenizerError(
+                f"guide grids {given} are not the first scales {sizes} of a {grid_size[0]}x{grid_size[1]} grid; "
+                "pass grid_size=(h, w) of the full grid"
+            )
+        total = sum(self._to_full_grid(self.quantizer.codes(grid), grid_size) for grid in grids)
+        return self.decode_quantized(total)
+
+    def _to_full_grid(self, codes: Float[Tensor, "b _ _ d"], size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
+        if tuple(codes.shape[1:3]) == tuple(size):
+            return codes
+        planes = rearrange(codes, "b h w d -> b d h w")
+        resized = F.interpolate(planes, size=size, mode=self.config.scale_interpolation, align_corners=False)
+        return rearrange(resized, "b d h w -> b h w d")
+
+    def _residual_scales(
+        self, features: Float[Tensor, "b h w d"]
+    ) -> list[tuple[Float[Tensor, "b _ _ d"], Int[Tensor, "b _ _"]]]:
+        """VAR's residual loop (Tian et al. 2024, algorithm 1, without its convolutions): each scale's input and indices.
+
+        The inputs carry the features' gradient; what coarser scales subtract is a constant.
+        """
+        size = (features.shape[1], features.shape[2])
+        subtracted = torch.zeros_like(features)
+        scales = []
+        for scale_size in self.config.scale_sizes(size):
+            residual = features - subtracted
+            if scale_size != size:
+                planes = F.interpolate(rearrange(residual, "b h w d -> b d h w"), size=scale_size, mode="area")
+                residual = rearrange(planes, "b d h w -> b h w d")
+            codes, indices = self.quantizer.lookup(residual.detach())
+            subtracted = subtracted + self._to_full_grid(codes.detach(), size)
+            scales.append((residual, indices))
+        return scales
+
+    def _quantize_nested(
+        self, features: Float[Tensor, "b h w d"], generator: torch.Generator | None
+    ) -> tuple[Quantized, tuple[Int[Tensor, "b _ _"], ...]]:
+        """All scales in one call of the quantizer, so that a running-mean codebook moves once a step, by all of them."""
+        batch, size = features.shape[0], (features.shape[1], features.shape[2])
+        features = features.float()
+        inputs = [residual for residual, _ in self._residual_scales(features)]
+        lengths = [residual.shape[1] * residual.shape[2] for residual in inputs]
+        flat = self.quantizer(torch.cat([rearrange(residual, "b h w d -> b (h w) d") for residual in inputs], dim=1))
+        codes, indices = flat.quantized.detach().split(lengths, dim=1), flat.indices.split(lengths, dim=1)
+        kept = prefix_lengths(batch, len(inputs), self.config.prefix_dropout if self.training else 0.0, generator)
+        kept = kept.to(features.device)
+        total = torch.zeros_like(features)
+        grids = []
+        for scale, residual in enumerate(inputs):
+            height, width = residual.shape[1:3]
+            up = self._to_full_grid(rearrange(codes[scale], "b (h w) d -> b h w d", h=height), size)
+            total = total + up * (kept > scale).to(up.dtype)[:, None, None, None]
+            grids.append(indices[scale].reshape(batch, height, width))
+        quantized = features + (total - features).detach()
+        return flat._replace(quantized=quantized, indices=grids[-1]), tuple(grids)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """`config.json` and `model.safetensors`."""
+        save_component(Path(folder), self.config, self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "GuideTokenizer":
+        """What `save_pretrained` wrote, in evaluation mode."""
+        folder = Path(folder)
+        tokenizer = cls(GuideConfig.from_dict(read_json(folder / CONFIG_NAME)))
+        load_strict(tokenizer, load_component_state(folder), str(folder))
+        return tokenizer.eval()
+
+
+def block_types(levels: int, attention: Sequence[int], plain: str) -> tuple[str, ...]:
+    """diffusers' block names, high resolution first."""
+    return tuple(f"Attn{plain}" if level in attention else plain for level in range(levels))
+
+
+def prefix_lengths(
+    batch: int, scales: int, dropout: float, generator: torch.Generator | None = None
+) -> Int[Tensor, "batch"]:
+    """How many scales each image keeps: all, or with probability `dropout` a uniform number below that."""
+    shortened = torch.rand(batch, generator=generator) < dropout
+    lengths = torch.randint(1, max(scales, 2), (batch,), generator=generator)
+    return torch.where(shortened, lengths, scales)
