@@ -50,6 +50,12 @@ class HybridTokenizer:
         return self.guide.config.image_size
 
     @property
+    def deterministic(self) -> bool:
+        """Whether `decode` with its default options draws no noise."""
+        defaults = self.diffusion.config.decode_defaults
+        return defaults.start == "ddim_inversion" and defaults.eta == 0
+
+    @property
     def device(self) -> torch.device:
         """Where the weights live."""
         return next(self.guide.parameters()).device
@@ -103,48 +109,56 @@ class HybridTokenizer:
 
         Options left at None take the diffusion component's own values. Without a generator the noise is that of seed 0.
         """
-        return self.decode_parts(
-            tokens, size, generator, start=start, strength=strength, num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale, progress=progress,
+        self.check_tokens(tokens)
+        return self.decode_indices(
+            tokens.semantic_indices, tokens.guide_indices, tokens.image_size, size, generator, start=start,
+            strength=strength, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            progress=progress,
         )  # fmt: skip
 
     @torch.no_grad()
-    def decode_parts(
+    def decode_indices(
         self,
-        tokens: HybridTokens,
+        semantic_indices: Int[Tensor, "b 32"] | None,
+        guide_indices: tuple[Int[Tensor, "b _ _"], ...] | None,
+        image_size: tuple[int, int],
         size: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
         *,
-        use_guide: bool = True,
-        use_semantic: bool = True,
         start: str | None = None,
         strength: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
-        """`decode` from one kind of token alone, for controls: no guide starts from pure noise with all steps, no
-        semantics puts the null condition in their place. The noise depends on the tokens that are read."""
-        self.check_tokens(tokens)
-        tokens = tokens.to(self.device)
-        read = ([tokens.semantic_indices] if use_semantic else []) + (list(tokens.guide_indices) if use_guide else [])
+        """`decode` from either kind of index alone, for controls and ablations.
+
+        No semantic indices: the null condition stands in their place. No guide indices: from pure noise, all steps. The
+        noise is a function of the indices that are given.
+        """
+        read = ([] if semantic_indices is None else [semantic_indices]) + list(guide_indices or ())
+        generators = image_generators(read, generator)
         return self.diffusion.decode(
-            self._guide_images(tokens) if use_guide else None,
-            self.semantic.decode(tokens.semantic_indices) if use_semantic else None,
-            size or tokens.image_size,
+            None if guide_indices is None else self.decode_guide(guide_indices, image_size),
+            None if semantic_indices is None else self.semantic.decode(semantic_indices.to(self.device)),
+            size or image_size,
             start=start,
             strength=strength,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            generator=image_generators(read, generator),
+            generator=generators,
             progress=progress,
         )
 
     @torch.no_grad()
-    def decode_guide(self, tokens: HybridTokens) -> Float[Tensor, "b 3 h w"]:
-        """The guide images alone, at the guide's own size, in [-1, 1]."""
-        self.check_tokens(tokens)
-        return self._guide_images(tokens.to(self.device)).float().clamp(-1, 1)
+    def decode_guide(
+        self, guide_indices: tuple[Int[Tensor, "b _ _"], ...], image_size: tuple[int, int]
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The guide images alone, at the guide's own size for images of `image_size`, clamped to [-1, 1]."""
+        grids = tuple(grid.to(self.device) for grid in guide_indices)
+        # A prefix of a nested guide does not always tell the full grid; the image size does.
+        guide_images = self.guide.decode(grids, grid_size=self.guide.config.grid_size(image_size))
+        return guide_images.float().clamp(-1, 1)
 
     def reconstruct(
         self,
@@ -201,9 +215,8 @@ class HybridTokenizer:
             )
 
     def check_tokens(self, tokens: HybridTokens) -> None:
-        """Raise when another tokenizer made `tokens`, or when their indices lie outside the codebooks."""
+        """Raise when another tokenizer made `tokens`, or when their grids are not those of their image size."""
         check_source(tokens.source, self.source)
-        tokens.check_codebooks(self.semantic.codebook_size, self.guide.codebook_size)
         self.check_size(*tokens.image_size)
         expected = tuple(self.guide.guide_scale_sizes(tokens.image_size))
         if tokens.grid_shapes != expected[: len(tokens.grid_shapes)]:
@@ -211,10 +224,6 @@ class HybridTokenizer:
                 f"tokens have guide grids {tokens.grid_shapes}, {self.name!r} makes {expected} of {tokens.image_size} "
                 "images; use the tokenizer and image_size that made them"
             )
-
-    def _guide_images(self, tokens: HybridTokens) -> Float[Tensor, "b 3 h w"]:
-        # A prefix of a nested guide does not always tell the full grid; the image size does.
-        return self.guide.decode(tokens.guide_indices, grid_size=self.guide.config.grid_size(tokens.image_size))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "HybridTokenizer":
         """Move, and cast the weights to `dtype`. Codebook distances and diffusion latents stay fp32."""

@@ -1,4 +1,12 @@
-"""What every row of a table implements, so that evaluation knows no tokenizer by name."""
+"""What every row of a table implements, so that evaluation knows no tokenizer by name.
+
+Evaluation encodes a row that is a `PairTokenizer` with `encode_pair(images, next_images)` and any other with
+`encode(images)`, then decodes both alike. `next_images` holds, for every image, the next one of the set in sorted order
+(the last image's is the first). A generator belongs to one call: an image's result is a function of the generator's state
+and of its own tokens, so passing `torch.Generator().manual_seed(seed)` anew for every batch keeps results independent of
+the batch size. A row whose optional attribute `deterministic` is true gives the same images for every generator: one
+seed is enough for it.
+"""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,3 +36,20 @@ class ImageTokenizer(Protocol):
 
     def bits(self, tokens: Any) -> Float[Tensor, "b"]:
         """Bits an image: tokens times log2 of their codebook's size."""
+
+
+@runtime_checkable
+class PairTokenizer(ImageTokenizer, Protocol):
+    """A control row whose tokens come in part from another image of the set."""
+
+    needs_next: bool
+    """True: what tells these rows apart without isinstance."""
+
+    def encode_pair(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        next_images: Float[Tensor, "b 3 h w"],
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Images and their neighbours to tokens. `encode(images)` alone is the case of a set without neighbours: each
+        image is paired with a built-in photograph."""

@@ -1,0 +1,337 @@
+"""The control rows of every table: what chance, the guide and each kind of token reach alone.
+
+A row of the hybrid takes the built HybridTokenizer and reads its branches, so that every token it counts is a token it
+decodes from, and nothing else is encoded.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from hybrid_tokenizer.baselines.codec import Codec
+from hybrid_tokenizer.data import sample_photographs
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.images import fit_square, from_pil, from_uint8, resize_area, resize_bicubic, to_uint8
+from hybrid_tokenizer.protocol import ImageTokenizer
+from hybrid_tokenizer.semantic import SemanticTokenizer
+
+BITS_PER_PIXEL = 24
+SAME_IMAGE = 0.02  # mean absolute difference, in [-1, 1], under which two photographs are taken for one
+
+
+class Branches(Protocol):
+    """What the rows below read of a HybridTokenizer, which is their neighbour and not theirs to import."""
+
+    native_size: int | None
+    deterministic: bool
+    guide: GuideTokenizer
+    semantic: SemanticTokenizer
+    device: torch.device
+
+    def check_size(self, height: int, width: int) -> None: ...
+
+    def decode_guide(
+        self, guide_indices: tuple[Int[Tensor, "b _ _"], ...], image_size: tuple[int, int]
+    ) -> Float[Tensor, "b 3 h w"]: ...
+
+    def decode_indices(
+        self,
+        semantic_indices: Int[Tensor, "b n"] | None,
+        guide_indices: tuple[Int[Tensor, "b _ _"], ...] | None,
+        image_size: tuple[int, int],
+        size: tuple[int, int] | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        start: str | None = None,
+        strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Float[Tensor, "b 3 H W"]: ...
+
+
+@dataclass(frozen=True)
+class BranchTokens:
+    """The indices that a row reads, of one branch or of both."""
+
+    semantic_indices: Int[Tensor, "b n"] | None
+    guide_indices: tuple[Int[Tensor, "b _ _"], ...] | None
+    image_size: tuple[int, int]
+
+    @property
+    def batch_size(self) -> int:
+        """Images."""
+        indices = self.guide_indices[0] if self.semantic_indices is None else self.semantic_indices
+        return len(indices)
+
+    @property
+    def num_semantic_tokens(self) -> int:
+        """Semantic tokens an image, 0 without them."""
+        return 0 if self.semantic_indices is None else self.semantic_indices.shape[1]
+
+    @property
+    def num_guide_tokens(self) -> int:
+        """Guide tokens an image, 0 without them."""
+        return sum(grid.shape[1] * grid.shape[2] for grid in self.guide_indices or ())
+
+
+class Identity:
+    """`identity`: the image itself. Its tokens are the pixels, 24 bits each."""
+
+    name = "identity"
+    native_size = None
+    deterministic = True
+
+    def encode(
+        self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The images."""
+        return images
+
+    def decode(
+        self, tokens: Float[Tensor, "b 3 h w"], size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """The images, resized where another size is asked for."""
+        return resize_bicubic(tokens, size).clamp(-1, 1)
+
+    def num_tokens(self, tokens: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b"]:
+        """Pixels."""
+        return torch.full((len(tokens),), tokens.shape[-2] * tokens.shape[-1])
+
+    def bits(self, tokens: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+        """24 a pixel."""
+        return self.num_tokens(tokens).float() * BITS_PER_PIXEL
+
+
+class LosslessGuide(Identity):
+    """`lossless_guide`: the image area-resized to the guide's size (8-bit pixels), bicubic up. What no guide exceeds."""
+
+    name = "lossless_guide"
+
+    def __init__(self, downsample_factor: int, upsample_factor: int):
+        self.downsample_factor = downsample_factor
+        self.upsample_factor = upsample_factor
+
+    def encode(
+        self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 guide_h guide_w"]:
+        """The guide that eq. 4 trains towards."""
+        height, width = (max(1, side * self.upsample_factor // self.downsample_factor) for side in images.shape[-2:])
+        return from_uint8(to_uint8(resize_area(images, (height, width))))
+
+
+class Unrelated(Identity):
+    """`unrelated`: the next image in its place. It decodes from no token of the image: 0 tokens, 0 bits."""
+
+    name = "unrelated"
+    needs_next = True
+
+    def encode(
+        self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """A built-in photograph for every image."""
+        return self.encode_pair(images, other_photographs(images), generator)
+
+    def encode_pair(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        next_images: Float[Tensor, "b 3 h w"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The next images."""
+        return next_images
+
+    def num_tokens(self, tokens: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b"]:
+        """None."""
+        return torch.zeros(len(tokens), dtype=torch.int64)
+
+
+class HybridRow:
+    """A HybridTokenizer reading both kinds of token, or one, under fixed options.
+
+    `use_guide` off starts from pure noise with all steps, `use_semantic` off conditions on the null embedding.
+    """
+
+    def __init__(
+        self,
+        hybrid: Branches,
+        name: str = "hybrid",
+        *,
+        use_guide: bool = True,
+        use_semantic: bool = True,
+        guide_scales: int | None = None,
+        start: str | None = None,
+        strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ):
+        if not (use_guide or use_semantic):
+            raise HybridTokenizerError(f"row {name!r} reads neither guide nor semantic tokens; switch one of them on")
+        self.hybrid = hybrid
+        self.name = name
+        self.native_size = hybrid.native_size
+        self.use_guide = use_guide
+        self.use_semantic = use_semantic
+        self.guide_scales = guide_scales
+        self.start = start
+        self.strength = strength
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.deterministic = use_guide and hybrid.deterministic and start in (None, "ddim_inversion")
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
+        """The indices that this row decodes from."""
+        return self._encode(images, images)
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: BranchTokens, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Through diffusion."""
+        return self.hybrid.decode_indices(
+            tokens.semantic_indices,
+            tokens.guide_indices,
+            tokens.image_size,
+            size,
+            generator,
+            start=self.start,
+            strength=self.strength,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+        )
+
+    def num_tokens(self, tokens: BranchTokens) -> Int[Tensor, "b"]:
+        """Of the kinds that this row reads."""
+        return torch.full((tokens.batch_size,), tokens.num_semantic_tokens + tokens.num_guide_tokens)
+
+    def bits(self, tokens: BranchTokens) -> Float[Tensor, "b"]:
+        """Of the kinds that this row reads."""
+        semantic = tokens.num_semantic_tokens * math.log2(self.hybrid.semantic.codebook_size)
+        guide = tokens.num_guide_tokens * math.log2(self.hybrid.guide.codebook_size)
+        return torch.full((tokens.batch_size,), semantic + guide)
+
+    def _encode(self, images: Float[Tensor, "b 3 h w"], semantic_images: Float[Tensor, "b 3 h w"]) -> BranchTokens:
+        self.hybrid.check_size(images.shape[-2], images.shape[-1])
+        images, semantic_images = images.to(self.hybrid.device), semantic_images.to(self.hybrid.device)
+        return BranchTokens(
+            semantic_indices=self.hybrid.semantic.encode(semantic_images) if self.use_semantic else None,
+            guide_indices=self.hybrid.guide.encode(images, guide_scales=self.guide_scales) if self.use_guide else None,
+            image_size=(images.shape[-2], images.shape[-1]),
+        )
+
+
+class GuideOnly(HybridRow):
+    """`guide_only`: the decoded guide, bicubic up; neither VAE nor diffusion."""
+
+    def __init__(self, hybrid: Branches, name: str = "guide_only", *, guide_scales: int | None = None):
+        super().__init__(hybrid, name, use_semantic=False, guide_scales=guide_scales)
+        self.deterministic = True
+
+    def decode(
+        self, tokens: BranchTokens, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """The guide, resized."""
+        return resize_bicubic(self.hybrid.decode_guide(tokens.guide_indices, tokens.image_size), size).clamp(-1, 1)
+
+
+class WrongSemantics(HybridRow):
+    """`hybrid_wrong_semantics`: the image's guide tokens with the next image's semantic tokens."""
+
+    needs_next = True
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
+        """With the semantic tokens of a built-in photograph."""
+        return self.encode_pair(images, other_photographs(images), generator)
+
+    @torch.no_grad()
+    def encode_pair(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        next_images: Float[Tensor, "b 3 h w"],
+        generator: torch.Generator | None = None,
+    ) -> BranchTokens:
+        """Guide indices of `images`, semantic indices of `next_images`."""
+        return self._encode(images, next_images)
+
+
+def hybrid_row(
+    hybrid: Branches,
+    *,
+    guide_scales: int | None = None,
+    start: str | None = None,
+    strength: float | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> HybridRow:
+    """`hybrid`, or a variant named by what differs: `hybrid@84` (84 guide tokens of a nested guide at the native size),
+    `hybrid@s0.4` (strength), `hybrid@n50` (steps), `hybrid@g3` (guidance), `hybrid@add_noise`; several joined by commas."""
+    parts = []
+    if guide_scales is not None:
+        sizes = hybrid.guide.guide_scale_sizes((hybrid.native_size, hybrid.native_size))
+        if not 1 <= guide_scales <= len(sizes):
+            raise HybridTokenizerError(
+                f"guide_scales={guide_scales} must lie in 1..{len(sizes)}, the scales of this guide"
+            )
+        parts.append(str(sum(h * w for h, w in sizes[:guide_scales])))
+    if start is not None:
+        parts.append(start)
+    for letter, value in (("s", strength), ("n", num_inference_steps), ("g", guidance_scale)):
+        if value is not None:
+            parts.append(f"{letter}{value:g}")
+    name = "hybrid" + ("@" + ",".join(parts) if parts else "")
+    return HybridRow(
+        hybrid, name, guide_scales=guide_scales, start=start, strength=strength,
+        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+    )  # fmt: skip
+
+
+def control_rows(hybrid: Branches, variants: list[HybridRow] | None = None) -> list[ImageTokenizer]:
+    """Every control in the order of the table, `hybrid` and its variants, and the codec at the hybrid's bits."""
+    plain = hybrid_row(hybrid)
+    rows: list[ImageTokenizer] = [
+        Identity(),
+        Unrelated(),
+        LosslessGuide(hybrid.guide.downsample_factor, hybrid.guide.upsample_factor),
+        GuideOnly(hybrid),
+        HybridRow(hybrid, "semantic_only", use_guide=False),
+        HybridRow(hybrid, "guide_tokens_null_condition", use_semantic=False),
+        WrongSemantics(hybrid, "hybrid_wrong_semantics"),
+        plain,
+        *(variants or []),
+    ]
+    return [*rows, Codec(functools.partial(token_bits, hybrid))]
+
+
+def token_bits(hybrid: Branches, image_size: tuple[int, int]) -> float:
+    """Bits of all tokens of an image of (height, width)."""
+    num_guide_tokens = sum(h * w for h, w in hybrid.guide.guide_scale_sizes(image_size))
+    return num_guide_tokens * math.log2(hybrid.guide.codebook_size) + hybrid.semantic.num_queries * math.log2(
+        hybrid.semantic.codebook_size
+    )
+
+
+def other_photographs(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """For each image the first built-in photograph, of the same size, that is not the image itself."""
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    photographs = torch.stack(
+        [
+            from_pil(fit_square(picture, side))[:, top : top + height, left : left + width]
+            for picture in _two_photographs()
+        ]
+    ).to(images)
+    is_first = (images - photographs[:1]).abs().mean(dim=(1, 2, 3)) < SAME_IMAGE
+    return photographs[is_first.long()]
+
+
+@functools.cache
+def _two_photographs() -> list[Image.Image]:
+    return list(sample_photographs().values())[:2]
