@@ -58,9 +58,9 @@ class SemanticConfig:
         ):
             if width % heads:
                 raise HybridTokenizerError(f"{name}={heads} must divide the width {width}; choose a divisor")
-        if self.variant != "seed1" and self.num_generation_embeds != 1:
+        if self.variant == "seed2_mlp" and self.num_generation_embeds != 1:
             raise HybridTokenizerError(
-                f"num_generation_embeds={self.num_generation_embeds} with variant={self.variant!r}; SEED-2 makes 1 embedding"
+                f"num_generation_embeds={self.num_generation_embeds} with variant={self.variant!r}; the MLP makes 1"
             )
         if not 0 <= self.dropout < 1:
             raise HybridTokenizerError(f"dropout={self.dropout} must be in [0, 1); SEED trains with 0.1")
