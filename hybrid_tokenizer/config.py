@@ -20,7 +20,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.training.config import TrainingConfig
-from hybrid_tokenizer.training.weights import GuideLossWeights
+from hybrid_tokenizer.training.weights import GuideLossWeights, UNetLossWeights, VAELossWeights
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -56,6 +56,21 @@ class TrainGuide:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
+@dataclass
+class PretrainDiffusion:
+    """`stage: vae` trains the VAE; `stage: unet` the U-Net, on the latents of the VAE in `diffusion.init`."""
+
+    stage: str = MISSING
+    model_name: str = MISSING
+    output_dir: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    diffusion: DiffusionSection = field(default_factory=DiffusionSection)
+    semantic_folder: str | None = None
+    vae_loss: VAELossWeights = field(default_factory=VAELossWeights)
+    unet: UNetLossWeights = field(default_factory=UNetLossWeights)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
 def component_config(section: Any, kind: type) -> Any:
     """The component's own configuration out of a section that adds `init`."""
     return kind(**{f.name: getattr(section, f.name) for f in dataclasses.fields(kind)})
@@ -78,7 +93,7 @@ def register_schemas() -> None:
         store.store(name=name, node=node)
 
 
-SCHEMAS: dict[str, Any] = {"train_guide_schema": TrainGuide}
+SCHEMAS: dict[str, Any] = {"train_guide_schema": TrainGuide, "pretrain_diffusion_schema": PretrainDiffusion}
 
 
 def main(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:

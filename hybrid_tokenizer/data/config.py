@@ -12,7 +12,7 @@ class DataConfig:
     """`root` is a folder of images or a list of them; `repeats` says how often an epoch goes through each.
 
     `val_root: null` holds out `val_fraction` of each root's files, at least `val_at_least`, by the hash of the relative
-    path. Images smaller than the crop are enlarged.
+    path. Images smaller than the crop are enlarged. `val_image_size: null` judges at `image_size`.
     """
 
     root: Any = "???"
@@ -21,6 +21,7 @@ class DataConfig:
     val_fraction: float = 0.02
     val_at_least: int = 8
     image_size: int = 256
+    val_image_size: int | None = None
     crop_scale: tuple[float, float] = (0.7, 1.0)
     flip: bool = True
 

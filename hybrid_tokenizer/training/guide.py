@@ -68,7 +68,7 @@ class GuideObjective(Objective):
         }
         return Judged(figures, torch.cat(rows)[:8])
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.model.save_pretrained(folder)
 
 

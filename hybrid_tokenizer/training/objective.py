@@ -48,7 +48,7 @@ class Objective(nn.Module, ABC):
         """Validation figures with the weights now in place (the loop puts the averaged ones there)."""
 
     @abstractmethod
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         """Write the component as `from_pretrained` reads it."""
 
     def saved_state(self) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from hybrid_tokenizer.data import (
 )
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.data.training import CropConfig, collate
+from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import fit_square, from_pil
 from hybrid_tokenizer.training.config import TrainingConfig
@@ -55,7 +56,7 @@ def build_data(
     """The stream, and validation batches of at most `training.max_val_images` centre crops spread over the set."""
     items, held = split_items(data, captions)
     crop = CropConfig(data.image_size, data.crop_scale, data.flip)
-    return TrainingStream(items, crop, training.seed), validation_batches(held, data.image_size, training)
+    return TrainingStream(items, crop, training.seed), validation_batches(held, data.val_image_size or data.image_size, training)
 
 
 def validation_batches(items: list[Item], image_size: int, training: TrainingConfig) -> list[dict[str, Any]]:
@@ -76,3 +77,8 @@ def validation_batches(items: list[Item], image_size: int, training: TrainingCon
     return [
         collate(samples[start : start + training.batch_size]) for start in range(0, len(samples), training.batch_size)
     ]
+
+
+def start_diffusion(config: DiffusionConfig, init: str | None) -> DiffusionDecoder:
+    """Random weights, or those of a DiffusionDecoder or Stable Diffusion folder."""
+    return DiffusionDecoder(config) if init is None else DiffusionDecoder.from_pretrained(init)

@@ -34,3 +34,23 @@ class VAELossWeights:
 
     def __post_init__(self) -> None:
         check_weights(self)
+
+
+@dataclass
+class UNetLossWeights:
+    """How the U-Net's batches are made, not weights alone.
+
+    `null_share` of the conditions is the null condition (for guidance), `semantic_share` of the rest Branch II's
+    generation embeddings when a semantic tokenizer is given. Latents and semantic tokens are cached for `views` crops an image.
+    """
+
+    null_share: float = 0.1
+    semantic_share: float = 0.5
+    views: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("null_share", "semantic_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be a share in [0, 1]")
+        if self.views < 1:
+            raise HybridTokenizerError(f"unet.views={self.views} must be at least 1")
