@@ -244,16 +244,40 @@ class HybridTokenizer:
         return {"guide": self.guide, "semantic": self.semantic, "diffusion": self.diffusion}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "HybridTokenizer":
-        """From a preset's name, a folder that `save_pretrained` wrote, or a hub id `owner/name` (at `revision`)."""
-        folder = _resolve(source, revision)
-        index = read_json(folder / INDEX_NAME)
-        if not isinstance(index, dict) or index.get("_class_name") != cls.__name__:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        *,
+        guide: str | Path | None = None,
+        semantic: str | Path | None = None,
+        diffusion: str | Path | None = None,
+    ) -> "HybridTokenizer":
+        """From a preset's name, a folder that `save_pretrained` wrote, or a hub id `owner/name` (at `revision`).
+
+        `guide`, `semantic` and `diffusion` are folders of components to take instead of the stored ones, such as the
+        `final/` folder of a training run.
+        """
+        given = {"guide": guide, "semantic": semantic, "diffusion": diffusion}
+        folders = {part: Path(folder) for part, folder in given.items() if folder is not None}
+        name = str(source)
+        if len(folders) < len(COMPONENTS):
+            home = _resolve(source, revision)
+            index = read_json(home / INDEX_NAME)
+            if not isinstance(index, dict) or index.get("_class_name") != cls.__name__:
+                raise HybridTokenizerError(
+                    f"{home / INDEX_NAME} does not describe a {cls.__name__}; give a folder that save_pretrained wrote"
+                )
+            name = str(index.get("name", home.name))
+            folders = {part: home / part for part in COMPONENTS} | folders
+        parts = {part: kind.from_pretrained(folders[part]) for part, kind in COMPONENTS.items()}
+        made, read = parts["semantic"].config.generation_width, parts["diffusion"].config.cross_attention_dim
+        if made != read:
             raise HybridTokenizerError(
-                f"{folder / INDEX_NAME} does not describe a {cls.__name__}; give a folder that save_pretrained wrote"
+                f"{folders['semantic']} makes embeddings of width {made}, {folders['diffusion']} reads width {read}; "
+                "give components of one model"
             )
-        guide, semantic, diffusion = (home.from_pretrained(folder / part) for part, home in COMPONENTS.items())
-        return cls(guide, semantic, diffusion, name=str(index.get("name", folder.name)))
+        return cls(**parts, name=name)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """To a folder in diffusers' layout. Written beside it and renamed: a reader sees the old folder or the new one.

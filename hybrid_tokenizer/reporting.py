@@ -1,0 +1,208 @@
+"""Rows of an evaluation to JSON, Markdown, LaTeX, CSV and a picture grid, each file written atomically."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from hybrid_tokenizer.checkpoints.files import read_json, write_atomic, write_json
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import from_uint8, to_pil
+
+COLUMNS = {  # key of a row -> heading, digits after the point; keys that are not here are no columns
+    "psnr": ("PSNR ↑", 2),
+    "ssim": ("SSIM ↑", 3),
+    "ms_ssim": ("MS-SSIM ↑", 3),
+    "ssim_paper_compat": ("SSIM, paper's ↑", 3),
+    "effnet_lite2_distance": ("EffNet-lite2 ↓", 3),
+    "haarpsi": ("HaarPSI ↑", 3),
+    "mdsi": ("MDSI ↓", 3),
+    "high_frequency_energy": ("HF energy, 1 is right", 3),
+    "effnet_lite0_distance (trained on)": ("EffNet-lite0 (trained on) ↓", 3),
+    "num_tokens": ("tokens", 0),
+    "bits": ("bits", 0),
+    "seconds_per_image": ("s/image", 3),
+    "n": ("n", 0),
+}
+MISSING = "–"
+CELL, GAP, LINE = 192, 6, 20
+
+
+def table_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys that at least one row has, in the order of `COLUMNS`."""
+    return [key for key in COLUMNS if any(key in row for row in rows)]
+
+
+def cell(row: dict[str, Any], key: str) -> str:
+    """One value as text; `∞` for an infinite one, a dash where there is none."""
+    value = row.get(key)
+    if value is None:
+        return "∞" if str(row.get(f"{key}_note", "")).startswith("infinite") else MISSING
+    return f"{value:.{COLUMNS[key][1]}f}"
+
+
+def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table, the paired differences, and the notes of rows whose values have a reason to be missing."""
+    keys = table_columns(rows)
+    main = [["method", *(COLUMNS[key][0] for key in keys)]]
+    main += [[row["method"], *(cell(row, key) for key in keys)] for row in rows]
+    text = _markdown_table(main)
+    notes = [f"- {row['method']}: {note}" for row in rows for note in row_notes(row)]
+    compared = [row for row in rows if row.get("differences")]
+    if compared:
+        keys = [key for key in COLUMNS if any(key in row["differences"] for row in compared)]
+        lines = [["method", *(COLUMNS[key][0] for key in keys)]]
+        lines += [[row["method"], *(_difference(row["differences"].get(key)) for key in keys)] for row in compared]
+        reference = compared[0]["difference_to"]
+        text += f"\nMinus `{reference}` on the same images, with the 95 % bootstrap interval of the mean:\n\n"
+        text += _markdown_table(lines)
+    return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
+
+
+def row_notes(row: dict[str, Any]) -> list[str]:
+    """What a row says about its own values."""
+    notes = [f"{key.removesuffix('_note')} {value}" for key, value in row.items() if key.endswith("_note")]
+    return notes + ([row["resized"]] if "resized" in row else [])
+
+
+def to_latex(rows: Sequence[dict[str, Any]]) -> str:
+    """A booktabs tabular."""
+    keys = table_columns(rows)
+    lines = [
+        r"\begin{tabular}{l" + "r" * len(keys) + "}",
+        r"\toprule",
+        " & ".join(["method", *(_latex(COLUMNS[key][0]) for key in keys)]) + r" \\",
+        r"\midrule",
+        *(" & ".join([_latex(row["method"]), *(_latex(cell(row, key)) for key in keys)]) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Full precision, each interval as two columns; an empty field is a missing value."""
+    keys = table_columns(rows)
+    bounded = [key for key in keys if any((row.get("intervals") or {}).get(key) for row in rows)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["method", *keys, *(f"{key} {end}" for key in bounded for end in ("low", "high"))])
+    for row in rows:
+        intervals = row.get("intervals") or {}
+        ends = [end for key in bounded for end in (intervals.get(key) or ("", ""))]
+        writer.writerow([row["method"], *("" if row.get(key) is None else row[key] for key in keys), *ends])
+    return buffer.getvalue()
+
+
+def picture_grid(
+    columns: Sequence[tuple[str, UInt8[Tensor, "k 3 h w"]]], names: Sequence[str], captions: Sequence[str] | None = None
+) -> Image.Image:
+    """Pictures side by side: a column a method under its name (and caption), a row an image beside its name."""
+    counts = {len(pictures) for _, pictures in columns}
+    if counts != {len(names)}:
+        raise HybridTokenizerError(f"columns hold {sorted(counts)} pictures for {len(names)} names; give one an image")
+    font = ImageFont.load_default(size=15)
+    captions = captions or [""] * len(columns)
+    headings = [
+        [*_wrap(title, font, CELL), *([caption] if caption else [])]
+        for (title, _), caption in zip(columns, captions, strict=True)
+    ]
+    top = LINE * max(map(len, headings)) + GAP
+    side_names = [_wrap(name, font, CELL - 2 * GAP) for name in names]
+    left = max((int(font.getlength(line)) for lines in side_names for line in lines), default=0) + 2 * GAP
+    grid = Image.new("RGB", (left + len(columns) * (CELL + GAP), top + len(names) * (CELL + GAP)), "white")
+    draw = ImageDraw.Draw(grid)
+    for x, ((_, pictures), heading) in enumerate(zip(columns, headings, strict=True)):
+        for i, line in enumerate(heading):
+            draw.text((left + x * (CELL + GAP), i * LINE), line, fill="black", font=font)
+        for y, picture in enumerate(pictures):
+            image = to_pil(from_uint8(picture)).resize((CELL, CELL), Image.Resampling.BICUBIC)
+            grid.paste(image, (left + x * (CELL + GAP), top + y * (CELL + GAP)))
+    for y, lines in enumerate(side_names):
+        for i, line in enumerate(lines[: CELL // LINE]):
+            draw.text((GAP, top + y * (CELL + GAP) + i * LINE), line, fill="black", font=font)
+    return grid
+
+
+def side_by_side(original: Float[Tensor, "3 h w"], reconstruction: Float[Tensor, "3 h w"]) -> Image.Image:
+    """An original and its reconstruction at full size."""
+    left, right = to_pil(original), to_pil(reconstruction)
+    both = Image.new("RGB", (left.width + GAP + right.width, left.height), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + GAP, 0))
+    return both
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """A PNG file, atomically."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
+
+
+def write_report(
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    provenance: dict[str, Any],
+    per_image: Sequence[dict[str, Any]],
+    grid: Image.Image,
+) -> str:
+    """recon.json, per_image.jsonl, recon.png, and the tables recon.md, recon.tex and recon.csv made from recon.json.
+
+    Returns the Markdown table.
+    """
+    lines = "".join(json.dumps(entry, allow_nan=False, ensure_ascii=False) + "\n" for entry in per_image)
+    write_atomic(folder / "per_image.jsonl", lines.encode())
+    write_png(folder / "recon.png", grid)
+    write_json(folder / "recon.json", {"rows": list(rows), "provenance": provenance})
+    return write_tables(folder)
+
+
+def write_tables(folder: Path) -> str:
+    """recon.md, recon.tex and recon.csv from recon.json alone. Returns the Markdown table."""
+    rows = read_json(folder / "recon.json")["rows"]
+    for name, text in (("recon.md", to_markdown(rows)), ("recon.tex", to_latex(rows)), ("recon.csv", to_csv(rows))):
+        write_atomic(folder / name, text.encode())
+    return to_markdown(rows)
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        "| " + " | ".join(f"{text:<{w}}" if i == 0 else f"{text:>{w}}" for i, (text, w) in enumerate(zip(line, widths, strict=True))) + " |"
+        for line in lines
+    ]  # fmt: skip
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([padded[0], rule, *padded[1:]]) + "\n"
+
+
+def _difference(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return MISSING
+    interval = entry["interval"]
+    return f"{entry['mean']:+.3f}" + ("" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]")
+
+
+def _latex(text: str) -> str:
+    for symbol, command in (
+        ("_", r"\_"), ("%", r"\%"), ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("∞", r"$\infty$"), (MISSING, "--"),
+    ):  # fmt: skip
+        text = text.replace(symbol, command)
+    return text
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break after `_`, `/`, `-`, `@` or a space, and anywhere in a piece that is too long by itself."""
+    lines = [""]
+    for letter in text:
+        if font.getlength(lines[-1] + letter) > width:
+            at = max(lines[-1].rfind(mark) for mark in "_/-@ ") + 1 or len(lines[-1])
+            lines[-1:] = [lines[-1][:at], lines[-1][at:]]
+        lines[-1] += letter
+    return [line for line in lines if line]
