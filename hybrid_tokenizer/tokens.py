@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -78,7 +78,7 @@ class HybridTokens:
     def __len__(self) -> int:
         return self.semantic_indices.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Int[Tensor, "k"] | Bool[Tensor, "b"]) -> Self:
+    def __getitem__(self, index: int | slice | Sequence[int] | Int[Tensor, "k"] | Bool[Tensor, "b"]) -> "HybridTokens":
         """Images by position; the batch axis stays, so `tokens[0]` is a batch of one."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
