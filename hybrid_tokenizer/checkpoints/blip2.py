@@ -3,14 +3,11 @@
 Keys of the stage-1 heads come out below `heads.`; the rest belongs to the tokenizer.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, rename_keys
+from hybrid_tokenizer.errors import HybridTokenizerError
 
 VISION_LAYERS = 39  # of EVA-CLIP's 40 blocks: BLIP-2 and SEED read the output of the one before the last
 
@@ -35,20 +32,14 @@ def merge_qkv_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
     merged = {key: value for key, value in state.items() if not key.endswith((".q_bias", ".v_bias"))}
     for key, query_bias in state.items():
         if key.endswith(".q_bias"):
-            value_bias = state[key.removesuffix(".q_bias") + ".v_bias"]
+            value_bias = state.get(key.removesuffix(".q_bias") + ".v_bias")
+            if value_bias is None:
+                raise HybridTokenizerError(
+                    f"{key} has no v_bias beside it; the checkpoint is incomplete: download it again"
+                )
             bias = torch.cat([query_bias, torch.zeros_like(query_bias), value_bias])
             merged[key.removesuffix(".q_bias") + ".qkv.bias"] = bias
     return merged
-
-
-def resize_positions(position_embeds: Tensor, num_tokens: int) -> Tensor:
-    """(1, p, d) position embeddings for another square grid, bicubic; the class token's stays."""
-    if position_embeds.shape[1] == num_tokens:
-        return position_embeds
-    old, new = math.isqrt(position_embeds.shape[1] - 1), math.isqrt(num_tokens - 1)
-    grid = rearrange(position_embeds[:, 1:].float(), "1 (h w) d -> 1 d h w", h=old)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([position_embeds[:, :1].float(), rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
 
 
 def block_table(source: str, target: str, depth: int) -> Table:

@@ -3,8 +3,6 @@
 transformers is imported when a part is built, so that importing the configuration stays light.
 """
 
-import math
-
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
@@ -176,8 +174,3 @@ def init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=INITIAL_STD)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def side_of(num_image_tokens: int) -> int:
-    """Patches along one side of a square image, from the number of tokens with the class token."""
-    return math.isqrt(num_image_tokens - 1)

@@ -94,8 +94,8 @@ class SemanticTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
-        """Semantic indices, 0..codebook_size-1. Call it in eval mode: EMA codebooks move in training mode."""
-        return self.quantize(self.causal_embeds(images)).indices
+        """Semantic indices, 0..codebook_size-1. The codebook never moves here; dropout is off in eval mode only."""
+        return self.quantizer.lookup(self.encode_task(self.causal_embeds(images)))[1]
 
     @torch.no_grad()
     def decode(self, semantic_indices: Int[Tensor, "b n"]) -> Float[Tensor, "b m g"]:
