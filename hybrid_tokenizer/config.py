@@ -17,10 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation import EvalReconConfig, ReconstructConfig
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
+from hybrid_tokenizer.semantic.losses import QuantizeWeights
 from hybrid_tokenizer.training.config import TrainingConfig
-from hybrid_tokenizer.training.weights import GuideLossWeights, UNetLossWeights, VAELossWeights
+from hybrid_tokenizer.training.weights import ContrastiveWeights, GuideLossWeights, UNetLossWeights, VAELossWeights
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -53,6 +55,20 @@ class TrainGuide:
     data: DataConfig = field(default_factory=DataConfig)
     guide: GuideSection = field(default_factory=GuideSection)
     loss: GuideLossWeights = field(default_factory=GuideLossWeights)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class TrainSemantic:
+    """`stage: contrastive` is eq. 6, `stage: quantize` eqs. 7 and 8 on the tokenizer in `semantic.init`."""
+
+    stage: str = MISSING
+    model_name: str = MISSING
+    output_dir: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    semantic: SemanticSection = field(default_factory=SemanticSection)
+    contrastive: ContrastiveWeights = field(default_factory=ContrastiveWeights)
+    quantize: QuantizeWeights = field(default_factory=QuantizeWeights)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
@@ -93,7 +109,13 @@ def register_schemas() -> None:
         store.store(name=name, node=node)
 
 
-SCHEMAS: dict[str, Any] = {"train_guide_schema": TrainGuide, "pretrain_diffusion_schema": PretrainDiffusion}
+SCHEMAS: dict[str, Any] = {
+    "train_guide_schema": TrainGuide,
+    "pretrain_diffusion_schema": PretrainDiffusion,
+    "train_semantic_schema": TrainSemantic,
+    "eval_recon_schema": EvalReconConfig,
+    "reconstruct_schema": ReconstructConfig,
+}
 
 
 def main(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:

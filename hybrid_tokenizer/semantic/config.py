@@ -82,9 +82,9 @@ class SemanticConfig:
 
     @classmethod
     def tiny(cls) -> "SemanticConfig":
-        """The embedded preset's: 256 px, 32 queries, 4096 codes of 16 (EMA), 77 x 384 out (the width of MiniLM)."""
+        """The embedded preset's: 128 px (64 patches), 32 queries, 4096 codes of 16 (EMA), 77 x 384 out (the width of MiniLM)."""
         return cls(
-            image_size=256,
+            image_size=128,
             patch_size=16,
             vision_width=192,
             vision_layers=6,

@@ -19,6 +19,7 @@ from hybrid_tokenizer.data.training import CropConfig, collate
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import fit_square, from_pil
+from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.config import TrainingConfig
 
 Item = Path | CaptionedImage
@@ -56,7 +57,9 @@ def build_data(
     """The stream, and validation batches of at most `training.max_val_images` centre crops spread over the set."""
     items, held = split_items(data, captions)
     crop = CropConfig(data.image_size, data.crop_scale, data.flip)
-    return TrainingStream(items, crop, training.seed), validation_batches(held, data.val_image_size or data.image_size, training)
+    return TrainingStream(items, crop, training.seed), validation_batches(
+        held, data.val_image_size or data.image_size, training
+    )
 
 
 def validation_batches(items: list[Item], image_size: int, training: TrainingConfig) -> list[dict[str, Any]]:
@@ -82,3 +85,8 @@ def validation_batches(items: list[Item], image_size: int, training: TrainingCon
 def start_diffusion(config: DiffusionConfig, init: str | None) -> DiffusionDecoder:
     """Random weights, or those of a DiffusionDecoder or Stable Diffusion folder."""
     return DiffusionDecoder(config) if init is None else DiffusionDecoder.from_pretrained(init)
+
+
+def start_semantic(config: SemanticConfig, init: str | None) -> SemanticTokenizer:
+    """Random weights, or those of a SemanticTokenizer folder (whose sizes then hold)."""
+    return SemanticTokenizer(config) if init is None else SemanticTokenizer.from_pretrained(init).train()

@@ -54,3 +54,19 @@ class UNetLossWeights:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be a share in [0, 1]")
         if self.views < 1:
             raise HybridTokenizerError(f"unet.views={self.views} must be at least 1")
+
+
+@dataclass
+class ContrastiveWeights:
+    """Stage 1. Eq. 6 has weight 1; `distillation` teaches a vision encoder that starts from random weights."""
+
+    distillation: float = 1.0
+    feature_width: int = 256
+    temperature: float = 0.07
+    temperature_floor: float = 0.01
+    label_smoothing: float = 0.1
+    literal_eq6: bool = False
+    reference_gather: bool = False
+
+    def __post_init__(self) -> None:
+        check_weights(self)

@@ -1,0 +1,31 @@
+"""Train Branch II: stage=contrastive, then stage=quantize. See --help; resumes from output_dir by itself."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from hybrid_tokenizer.config import TrainSemantic, component_config, main
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.semantic import SemanticConfig
+from hybrid_tokenizer.training.loop import train
+from hybrid_tokenizer.training.semantic import ContrastiveObjective, QuantizeObjective
+from hybrid_tokenizer.training.setup import build_data, start_semantic
+
+
+@main("train_semantic")
+def run(config: TrainSemantic) -> None:
+    torch.manual_seed(config.training.seed)
+    model = start_semantic(component_config(config.semantic, SemanticConfig), config.semantic.init)
+    if config.stage == "contrastive":
+        objective = ContrastiveObjective(model, config.contrastive)
+    elif config.stage == "quantize":
+        objective = QuantizeObjective(model, config.quantize)
+    else:
+        raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use contrastive or quantize")
+    stream, val_batches = build_data(config.data, config.training, captions=True)
+    train(objective, stream, val_batches, config.training, Path(config.output_dir), asdict(config))
+
+
+if __name__ == "__main__":
+    run()
