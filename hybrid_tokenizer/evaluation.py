@@ -73,9 +73,12 @@ class Components:
 
 @dataclass
 class EvalReconConfig:
-    """`model` is a preset, a folder or a hub id; `rows: null` is the controls and the hybrid."""
+    """`model_name` is a preset, a folder or a hub id; `rows: null` is the controls, the hybrid and the codec.
 
-    model: str = "tiny"
+    `compare_to` is the row that the others' paired differences are taken to; `pictures` is how many images the grid shows.
+    """
+
+    model_name: str = "tiny"
     output_dir: str = "outputs/eval_recon"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
@@ -88,6 +91,24 @@ class EvalReconConfig:
 
     def __post_init__(self) -> None:
         check_run_numbers(self.seeds, self.batch_size)
+
+
+@dataclass
+class ReconstructConfig:
+    """`input` is an image or a folder of images; null is the built-in photographs."""
+
+    model_name: str = "tiny"
+    input: str | None = None
+    output_dir: str = "outputs/reconstruct"
+    image_size: int = 256
+    components: Components = field(default_factory=Components)
+    seed: int = 0
+    batch_size: int = 8
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        EvalData(self.input, self.image_size)  # the same rule for the size
+        check_run_numbers([self.seed], self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -180,11 +201,24 @@ class EvalImages:
         self.names_hash = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
 
     @classmethod
+    def open(cls, source: str | os.PathLike[str] | None, size: int, **options: Any) -> "EvalImages":
+        """A folder, one file, or for None the built-in photographs. Options as for the constructor."""
+        if source is None:
+            return cls.from_samples(size, **options)
+        return (cls.from_file if Path(source).is_file() else cls.from_folder)(source, size, **options)
+
+    @classmethod
     def from_folder(cls, root: str | os.PathLike[str], size: int, **options: Any) -> "EvalImages":
         """A folder of images, nested or flat; names are paths relative to it. Options as for the constructor."""
         root = Path(root)
         names = [path.relative_to(root).as_posix() for path in find_images(root)]
         return cls(names, lambda name: open_rgb(root / name), size, root=root, **options)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], size: int, **options: Any) -> "EvalImages":
+        """One image file."""
+        path = Path(path)
+        return cls([path.name], lambda name: open_rgb(path), size, root=path.parent, **options)
 
     @classmethod
     def from_samples(cls, size: int, **options: Any) -> "EvalImages":
@@ -303,6 +337,22 @@ def evaluate(
     empty = torch.zeros(0, 3, images.size, images.size, dtype=torch.uint8)
     per_image = list_per_image(tokenizer.name, images.names, usable, values, facts)
     return Evaluation(row, per_image, torch.cat([empty, *kept]))
+
+
+def evaluate_rows(
+    tokenizers: Sequence[ImageTokenizer], images: EvalImages, metrics: Sequence[Metric], compare_to: str, **options: Any
+) -> list[Evaluation]:
+    """`evaluate` for each tokenizer, then every row's paired differences to the one called `compare_to`, if it is there."""
+    evaluations = [
+        evaluate(tokenizer, images, metrics, **options)
+        for tokenizer in tqdm(tokenizers, desc="rows", unit="row", disable=not options.get("progress", True))
+    ]
+    reference = next((done for done in evaluations if done.row["method"] == compare_to), None)
+    for done in evaluations:
+        if reference is not None and done is not reference:
+            done.row["difference_to"] = compare_to
+            done.row["differences"] = paired_differences(done, reference, metrics)
+    return evaluations
 
 
 def resize_to(tokenizer: ImageTokenizer, size: int) -> int | None:
@@ -449,6 +499,17 @@ def check_run_numbers(seeds: Sequence[int], batch_size: int) -> None:
         raise HybridTokenizerError(f"seeds={list(seeds)} must be different whole numbers from 0 up, e.g. [0, 1, 2]")
     if batch_size < 1:
         raise HybridTokenizerError(f"batch_size={batch_size} must be at least 1")
+
+
+def choose_device(device: str | None) -> torch.device:
+    """`device`, or without one the GPU where there is one. Raises when torch does not know or have it."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise HybridTokenizerError(f"device={device!r} can not be used ({reason}); use cpu or cuda") from None
+    return chosen
 
 
 def provenance(images: EvalImages, device: torch.device | str, started: float) -> dict[str, Any]:

@@ -30,13 +30,15 @@ COLUMNS = {  # key of a row -> heading, digits after the point; keys that are no
     "seconds_per_image": ("s/image", 3),
     "n": ("n", 0),
 }
+COMPARED = ("psnr", "ssim", "effnet_lite2_distance", "haarpsi")
+"""Paired differences that the Markdown shows; recon.json has all of them."""
 MISSING = "–"
 CELL, GAP, LINE = 192, 6, 20
 
 
 def table_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that at least one row has, in the order of `COLUMNS`."""
-    return [key for key in COLUMNS if any(key in row for row in rows)]
+    """The keys that at least one row has a value for, in the order of `COLUMNS`."""
+    return [key for key in COLUMNS if any(cell(row, key) != MISSING for row in rows)]
 
 
 def cell(row: dict[str, Any], key: str) -> str:
@@ -48,21 +50,28 @@ def cell(row: dict[str, Any], key: str) -> str:
 
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table, the paired differences, and the notes of rows whose values have a reason to be missing."""
+    """The table, the paired differences, and the reasons where values are missing or were taken at another size."""
     keys = table_columns(rows)
-    main = [["method", *(COLUMNS[key][0] for key in keys)]]
-    main += [[row["method"], *(cell(row, key) for key in keys)] for row in rows]
-    text = _markdown_table(main)
-    notes = [f"- {row['method']}: {note}" for row in rows for note in row_notes(row)]
+    table = [["method", *(COLUMNS[key][0] for key in keys)]]
+    table += [[row["method"], *(cell(row, key) for key in keys)] for row in rows]
+    text = _markdown_table(table)
     compared = [row for row in rows if row.get("differences")]
     if compared:
-        keys = [key for key in COLUMNS if any(key in row["differences"] for row in compared)]
-        lines = [["method", *(COLUMNS[key][0] for key in keys)]]
-        lines += [[row["method"], *(_difference(row["differences"].get(key)) for key in keys)] for row in compared]
+        keys = [key for key in COMPARED if any(key in row["differences"] for row in compared)]
+        table = [["method", *(COLUMNS[key][0] for key in keys)]]
+        table += [[row["method"], *(_difference(row["differences"].get(key)) for key in keys)] for row in compared]
         reference = compared[0]["difference_to"]
         text += f"\nMinus `{reference}` on the same images, with the 95 % bootstrap interval of the mean:\n\n"
-        text += _markdown_table(lines)
-    return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
+        text += _markdown_table(table)
+    noted: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row_notes(row):
+            noted.setdefault(note, []).append(row["method"])
+    lines = [
+        f"- {'all rows' if len(methods) == len(rows) else ', '.join(methods)}: {note}\n"
+        for note, methods in noted.items()
+    ]
+    return text + ("\n" + "".join(lines) if lines else "")
 
 
 def row_notes(row: dict[str, Any]) -> list[str]:

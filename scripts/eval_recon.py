@@ -1,0 +1,53 @@
+"""Reconstruct a folder of images with the hybrid and its controls, and write the table. See --help for the options."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from hybrid_tokenizer.baselines.rows import rows_by_name
+from hybrid_tokenizer.config import main
+from hybrid_tokenizer.evaluation import (
+    EvalImages,
+    EvalReconConfig,
+    choose_device,
+    default_metrics,
+    evaluate_rows,
+    provenance,
+)
+from hybrid_tokenizer.hybrid import HybridTokenizer
+from hybrid_tokenizer.images import to_uint8
+from hybrid_tokenizer.reporting import cell, picture_grid, write_report
+
+
+@main("eval_recon")
+def run(config: EvalReconConfig) -> None:
+    started = time.perf_counter()
+    device = choose_device(config.device)
+    tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
+    rows = rows_by_name(tokenizer, config.rows)
+    images = EvalImages.open(config.data.root, config.data.image_size, max_images=config.data.max_images)
+    evaluations = evaluate_rows(
+        rows, images, default_metrics(device), config.compare_to,
+        seeds=config.seeds, batch_size=config.batch_size, device=device, pictures=config.pictures,
+    )  # fmt: skip
+
+    shown = range(min(config.pictures, len(images)))
+    columns = [("original", torch.stack([to_uint8(images[i]) for i in shown]))]
+    columns += [(done.row["method"], done.pictures) for done in evaluations]
+    captions = ["", *(f"{cell(done.row, 'psnr')} dB, {cell(done.row, 'bits')} bits" for done in evaluations)]
+    grid = picture_grid(columns, [images.names[i] for i in shown], captions)
+    facts = {"config": asdict(config), "seeds": config.seeds, "weights_sha256": {tokenizer.name: tokenizer.hash}}
+    table = write_report(
+        Path(config.output_dir),
+        [done.row for done in evaluations],
+        facts | provenance(images, device, started),
+        [entry for done in evaluations for entry in done.per_image],
+        grid,
+    )
+    print(f"{table}\n{len(images)} images, {len(images.skipped)} skipped; written to {config.output_dir}")
+
+
+if __name__ == "__main__":
+    run()
