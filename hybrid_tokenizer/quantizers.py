@@ -158,6 +158,15 @@ class EmaQuantizer(nn.Module):
         indices = nearest_codes(features.reshape(-1, features.shape[-1]), self.codebook).reshape(features.shape[:-1])
         return self.codes(indices), indices
 
+    def state_from(self, codebook: Float[Tensor, "k d"]) -> dict[str, Tensor]:
+        """The state of a codebook that starts at given codes, each as if it had been chosen once a step."""
+        return {
+            "codebook": F.normalize(codebook.float(), dim=-1) if self.cosine else codebook.float(),
+            "code_counts": torch.ones_like(self.code_counts),
+            "code_sums": codebook.float().clone(),
+            "started": torch.tensor(True),
+        }
+
     def _place(self, features: Float[Tensor, "*grid d"]) -> Float[Tensor, "*grid d"]:
         return F.normalize(features.float(), dim=-1) if self.cosine else features.float()
 

@@ -235,9 +235,9 @@ class GuideTokenizer(nn.Module):
         quantized = features + (total - features).detach()
         return flat._replace(quantized=quantized, indices=grids[-1]), tuple(grids)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """`config.json` and `model.safetensors`."""
-        save_component(Path(folder), self.config, self)
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """`config.json` and `model.safetensors`, floating weights cast to `dtype` where given."""
+        save_component(Path(folder), self.config, self, dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "GuideTokenizer":

@@ -27,6 +27,7 @@ FAMILIES = {
         "seed_stage1_loss",
         "seed_stage2_loss",
     ),
+    "hybrid_tokenizer.parity.vq": ("movq", "taming_vqgan"),
 }
 KINDS = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
 

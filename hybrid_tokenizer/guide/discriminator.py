@@ -1,0 +1,61 @@
+"""PatchGAN: one logit for every patch of a guide image."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+
+@dataclass
+class DiscriminatorConfig:
+    """`layers` strided levels; MoVQGAN uses 2 of width 64, VQGAN 3."""
+
+    channels: int = 64
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.layers < 1:
+            raise HybridTokenizerError(
+                f"channels={self.channels} and layers={self.layers} of the discriminator must be positive"
+            )
+
+    @property
+    def smallest_side(self) -> int:
+        """Below this side no logit is left: the two last convolutions take one pixel each."""
+        return 3 * 2**self.layers
+
+
+class PatchDiscriminator(nn.Module):
+    """pix2pix's discriminator (Isola et al. 2017): 4x4 convolutions, batch norm, leaky ReLU."""
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__()
+        self.config = config
+        width = config.channels
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for level in range(1, config.layers + 1):
+            wider = config.channels * min(2**level, 8)
+            stride = 2 if level < config.layers else 1
+            layers += [
+                nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(wider),
+                nn.LeakyReLU(0.2),
+            ]
+            width = wider
+        self.body = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 _ _"]:
+        """Logits, high where a patch looks real."""
+        if min(images.shape[-2:]) < self.config.smallest_side:
+            raise HybridTokenizerError(
+                f"guide images of {images.shape[-2]}x{images.shape[-1]} are too small for {self.config.layers} discriminator "
+                f"layers, which need {self.config.smallest_side}; use fewer layers or switch the adversarial loss off"
+            )
+        return self.body(images)

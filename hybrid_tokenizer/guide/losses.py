@@ -1,0 +1,65 @@
+"""Losses of Branch I, unweighted: eq. 5, the perceptual term, and VQGAN's adversarial terms. The VQ loss is `quantizers.vq_loss`."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hybrid_tokenizer.images import resize_area
+
+SMALLEST_PERCEPTUAL_SIDE = 64
+"""Feature networks see little sense in smaller images."""
+
+
+def guide_target(images: Float[Tensor, "b 3 H W"], size: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
+    """Eq. 4: the image at the guide's size."""
+    return resize_area(images, size)
+
+
+def recon_loss(guide_images: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+    """Eq. 5 against `guide_target`.
+
+    The mean over the guide's own pixels: eq. 5's upper limit H*W*C is a slip, the resized target has only h*w*C values.
+    """
+    return F.mse_loss(guide_images.float(), target.float())
+
+
+def perceptual_loss(
+    guide_images: Float[Tensor, "b 3 h w"],
+    target: Float[Tensor, "b 3 h w"],
+    distance: Callable[[Tensor, Tensor], Tensor],
+    smallest_side: int = SMALLEST_PERCEPTUAL_SIDE,
+) -> Float[Tensor, ""]:
+    """Mean of `distance` (two image batches in [-1, 1] to one number an image); 0 for guides under `smallest_side`."""
+    if min(guide_images.shape[-2:]) < smallest_side:
+        return guide_images.new_zeros(())
+    return distance(guide_images, target).mean()
+
+
+def discriminator_loss(real_logits: Float[Tensor, "*r"], fake_logits: Float[Tensor, "*f"]) -> Float[Tensor, ""]:
+    """Hinge loss of the discriminator (Esser et al. 2021); both logits come from detached images."""
+    return (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()) / 2
+
+
+def adversarial_loss(fake_logits: Float[Tensor, "*f"]) -> Float[Tensor, ""]:
+    """What the tokenizer minimises: the discriminator's logits of its guides, negated."""
+    return -fake_logits.mean()
+
+
+def adversarial_factor(step: int, start_step: int) -> float:
+    """0 before `start_step`, then 1: a discriminator that judges noise only harms."""
+    return float(step >= start_step)
+
+
+def adaptive_weight(
+    rest: Float[Tensor, ""], adversarial: Float[Tensor, ""], last_weight: Float[Tensor, "*w"], largest: float = 1e4
+) -> Float[Tensor, ""]:
+    """VQGAN's eq. 7: how the gradient norms of the other losses and of the adversarial one compare at the last layer.
+
+    Both losses must still have their graph; the result has none.
+    """
+    (grad_rest,) = torch.autograd.grad(rest, last_weight, retain_graph=True)
+    (grad_adversarial,) = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
+    return (grad_rest.norm() / (grad_adversarial.norm() + 1e-4)).clamp(0, largest).detach()

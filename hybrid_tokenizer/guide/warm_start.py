@@ -1,0 +1,66 @@
+"""A deeper Branch I from an f8 MoVQ: three starts whose function at step 0 is known.
+
+`base` is a state dict under Branch I's names with stem `none`, as the converters of `hybrid_tokenizer.checkpoints` give it.
+"""
+
+import torch
+from torch import Tensor
+
+from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.guide.tokenizer import GuideTokenizer
+from hybrid_tokenizer.quantizers import EmaQuantizer
+
+
+def warm_start(tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str = "base checkpoint") -> None:
+    """Load `base` into `tokenizer` as its stem asks; what the base lacks starts so that the function is known.
+
+    - `residual_front`: features equal the base's on the area-resized image, bit for bit; the front's last convolution is zero.
+    - `unshuffle`: the same up to rounding; `conv_in` averages over the unshuffled pixels.
+    - `appended`: the trunk's features, mean-pooled, go through the base's middle block. That is another function than the
+      base's, so the features start off the codebook's distribution.
+    - `none`: the base itself.
+    """
+    state = dict(base)
+    config = tokenizer.config
+    fresh = tokenizer.state_dict()
+    if config.stem == "residual_front":
+        state |= {key: value for key, value in fresh.items() if key.startswith("stem.")}
+        for name in ("weight", "bias"):
+            state[f"stem.body.conv_out.{name}"] = torch.zeros_like(fresh[f"stem.body.conv_out.{name}"])
+    elif config.stem == "unshuffle":
+        state["encoder.conv_in.weight"] = spread_over_unshuffled(base["encoder.conv_in.weight"], config.stem_factor)
+    elif config.stem == "appended":
+        state |= appended_levels(fresh, len(config.encoder_channels))
+    if isinstance(tokenizer.quantizer, EmaQuantizer):
+        codebook = state.pop("quantizer.embedding.weight")
+        state |= {f"quantizer.{key}": value for key, value in tokenizer.quantizer.state_from(codebook).items()}
+    load_strict(tokenizer, state, source)
+
+
+def spread_over_unshuffled(weight: Tensor, factor: int) -> Tensor:
+    """A convolution's weight for its input after pixel unshuffling: the mean of each factor x factor block."""
+    return weight.repeat_interleave(factor**2, dim=1) / factor**2
+
+
+def appended_levels(fresh: dict[str, Tensor], trunk_levels: int) -> dict[str, Tensor]:
+    """The tensors that an encoder has beyond its trunk: residual branches that add zero, 2x2 means as downsamplers."""
+    trunk = {f"encoder.down_blocks.{level}." for level in range(trunk_levels - 1)}
+    new = {}
+    for key, value in fresh.items():
+        if not key.startswith("encoder.down_blocks.") or any(key.startswith(prefix) for prefix in trunk):
+            continue
+        if key.endswith("downsamplers.0.conv.weight"):
+            new[key] = box_filter(value)
+        elif key.endswith("downsamplers.0.conv.bias"):
+            new[key] = torch.zeros_like(value)
+        elif not key.startswith(f"encoder.down_blocks.{trunk_levels - 1}."):
+            new[key] = torch.zeros_like(value) if ".conv2." in key else value
+    return new
+
+
+def box_filter(like: Tensor) -> Tensor:
+    """A stride-2 convolution on diffusers' bottom- and right-padded input that takes the mean of each 2x2 block."""
+    weight = torch.zeros_like(like)
+    channels = torch.arange(like.shape[0])
+    weight[channels, channels, :2, :2] = 0.25
+    return weight
