@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 
 @dataclass
@@ -27,7 +28,7 @@ def gather_features(features: Float[Tensor, "b d"], with_gradient: bool = True) 
     if not distributed:
         return features if with_gradient else features.detach()
     if with_gradient:
-        return torch.cat(dist.nn.functional.all_gather(features))
+        return torch.cat(all_gather_with_gradient(features))
     gathered = [torch.empty_like(features) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, features.detach().contiguous())
     return torch.cat(gathered)
