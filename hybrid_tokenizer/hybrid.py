@@ -100,9 +100,9 @@ class HybridTokenizer:
         generator: torch.Generator | None = None,
         *,
         start: str | None = None,
-        strength: float | None = None,
+        strength: float | int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | int | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
         """Tokens to images of `size` (default: the size they were encoded at; any multiples of 8).
@@ -126,9 +126,9 @@ class HybridTokenizer:
         generator: torch.Generator | None = None,
         *,
         start: str | None = None,
-        strength: float | None = None,
+        strength: float | int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | int | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
         """`decode` from either kind of index alone, for controls and ablations.
@@ -168,9 +168,9 @@ class HybridTokenizer:
         size: tuple[int, int] | None = None,
         guide_scales: int | None = None,
         start: str | None = None,
-        strength: float | None = None,
+        strength: float | int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | int | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
         """`decode(encode(images))`."""
@@ -279,11 +279,11 @@ class HybridTokenizer:
             )
         return cls(**parts, name=name)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """To a folder in diffusers' layout. Written beside it and renamed: a reader sees the old folder or the new one.
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """To a folder in diffusers' layout, weights in `dtype` where given (fp16 keeps the hash).
 
-        An older tokenizer there is replaced, other top-level files (a README) are kept; a folder that holds something
-        else is refused.
+        Written beside the folder and renamed, so a half-written tokenizer never stands there. An older tokenizer is
+        replaced, other top-level files (a README) are kept; a folder that holds something else is refused.
         """
         folder = Path(folder)
         existing = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -294,7 +294,7 @@ class HybridTokenizer:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
             for part, module in self._modules.items():
-                module.save_pretrained(new / part)
+                module.save_pretrained(new / part, dtype=dtype)
             classes = {part: ["hybrid_tokenizer", home.__name__] for part, home in COMPONENTS.items()}
             index = {"_class_name": type(self).__name__, "_hybrid_tokenizer_version": __version__, "name": self.name}
             write_json(new / INDEX_NAME, index | classes)
@@ -303,7 +303,12 @@ class HybridTokenizer:
                 (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, new / name)
             if folder.is_dir():
                 os.rename(folder, old)
-            os.rename(new, folder)
+            try:
+                os.rename(new, folder)
+            except OSError:
+                if old.is_dir():
+                    os.rename(old, folder)
+                raise
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> None:
         """Upload what `save_pretrained` writes to `owner/name` on the hub, creating the repository if need be."""
@@ -325,7 +330,7 @@ class HybridTokenizer:
 
 
 def image_generators(
-    indices: Sequence[Int[Tensor, "b *grid"]], generator: torch.Generator | None
+    indices: Sequence[Int[Tensor, "b ..."]], generator: torch.Generator | None
 ) -> list[torch.Generator]:
     """One CPU generator an image, seeded by one draw from `generator` (without one: 0) and the image's own indices.
 

@@ -43,6 +43,9 @@ def small_hybrid(seed: int = 0, name: str = "small", nested: bool = False, start
     with torch.no_grad():  # spread the codes over the features, or every image gets the same few
         for branch in (guide, semantic):
             branch.quantizer.embedding.weight.normal_(0, 0.3)
+        for key, weight in semantic.named_parameters():
+            if weight.ndim > 1 and not key.startswith("quantizer."):
+                weight.mul_(5)
         diffusion.null_condition.normal_()
     return HybridTokenizer(guide, semantic, diffusion, name=name)
 

@@ -7,7 +7,7 @@ decodes from, and nothing else is encoded.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ BITS_PER_PIXEL = 24
 SAME_IMAGE = 0.02  # mean absolute difference, in [-1, 1], under which two photographs are taken for one
 
 
+@runtime_checkable
 class Branches(Protocol):
     """What the rows below read of a HybridTokenizer, which is their neighbour and not theirs to import."""
 
@@ -50,9 +51,9 @@ class Branches(Protocol):
         generator: torch.Generator | None = None,
         *,
         start: str | None = None,
-        strength: float | None = None,
+        strength: float | int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | int | None = None,
     ) -> Float[Tensor, "b 3 H W"]: ...
 
 
@@ -110,19 +111,22 @@ class Identity:
 
 
 class LosslessGuide(Identity):
-    """`lossless_guide`: the image area-resized to the guide's size (8-bit pixels), bicubic up. What no guide exceeds."""
+    """`lossless_guide`: the image area-resized to the guide's size (8-bit pixels), bicubic up. What no guide exceeds.
+
+    guide_size: the guide's shorter side at the tokenizer's native size, kept for images of any size.
+    """
 
     name = "lossless_guide"
 
-    def __init__(self, downsample_factor: int, upsample_factor: int):
-        self.downsample_factor = downsample_factor
-        self.upsample_factor = upsample_factor
+    def __init__(self, guide_size: int):
+        self.guide_size = guide_size
 
     def encode(
         self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b 3 guide_h guide_w"]:
         """The guide that eq. 4 trains towards."""
-        height, width = (max(1, side * self.upsample_factor // self.downsample_factor) for side in images.shape[-2:])
+        shorter = min(images.shape[-2:])
+        height, width = (max(1, round(side * self.guide_size / shorter)) for side in images.shape[-2:])
         return from_uint8(to_uint8(resize_area(images, (height, width))))
 
 
@@ -167,9 +171,9 @@ class HybridRow:
         use_semantic: bool = True,
         guide_scales: int | None = None,
         start: str | None = None,
-        strength: float | None = None,
+        strength: float | int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | int | None = None,
     ):
         if not (use_guide or use_semantic):
             raise HybridTokenizerError(f"row {name!r} reads neither guide nor semantic tokens; switch one of them on")
@@ -216,6 +220,16 @@ class HybridRow:
         semantic = tokens.num_semantic_tokens * math.log2(self.hybrid.semantic.codebook_size)
         guide = tokens.num_guide_tokens * math.log2(self.hybrid.guide.codebook_size)
         return torch.full((tokens.batch_size,), semantic + guide)
+
+    def codebook_indices(self, tokens: BranchTokens) -> dict[str, tuple[Int[Tensor, "b n"], int]]:
+        """The indices that this row reads, flat, and their codebook's size, by branch."""
+        read = {}
+        if tokens.semantic_indices is not None:
+            read["semantic"] = (tokens.semantic_indices, self.hybrid.semantic.codebook_size)
+        if tokens.guide_indices is not None:
+            flat = torch.cat([grid.flatten(1) for grid in tokens.guide_indices], dim=1)
+            read["guide"] = (flat, self.hybrid.guide.codebook_size)
+        return read
 
     def _encode(self, images: Float[Tensor, "b 3 h w"], semantic_images: Float[Tensor, "b 3 h w"]) -> BranchTokens:
         self.hybrid.check_size(images.shape[-2], images.shape[-1])
@@ -266,9 +280,9 @@ def hybrid_row(
     *,
     guide_scales: int | None = None,
     start: str | None = None,
-    strength: float | None = None,
+    strength: float | int | None = None,
     num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | int | None = None,
 ) -> HybridRow:
     """`hybrid`, or a variant named by what differs: `hybrid@84` (84 guide tokens of a nested guide at the native size),
     `hybrid@s0.4` (strength), `hybrid@n50` (steps), `hybrid@g3` (guidance), `hybrid@add_noise`; several joined by commas."""
@@ -298,7 +312,7 @@ def control_rows(hybrid: Branches, variants: list[HybridRow] | None = None) -> l
     rows: list[ImageTokenizer] = [
         Identity(),
         Unrelated(),
-        LosslessGuide(hybrid.guide.downsample_factor, hybrid.guide.upsample_factor),
+        LosslessGuide(hybrid.guide.config.guide_size),
         GuideOnly(hybrid),
         HybridRow(hybrid, "semantic_only", use_guide=False),
         HybridRow(hybrid, "guide_tokens_null_condition", use_semantic=False),
@@ -306,15 +320,16 @@ def control_rows(hybrid: Branches, variants: list[HybridRow] | None = None) -> l
         plain,
         *(variants or []),
     ]
-    return [*rows, Codec(functools.partial(token_bits, hybrid))]
+    return [*rows, Codec(functools.partial(bits_at_native_size, hybrid))]
 
 
-def token_bits(hybrid: Branches, image_size: tuple[int, int]) -> float:
-    """Bits of all tokens of an image of (height, width)."""
-    num_guide_tokens = sum(h * w for h, w in hybrid.guide.guide_scale_sizes(image_size))
-    return num_guide_tokens * math.log2(hybrid.guide.codebook_size) + hybrid.semantic.num_queries * math.log2(
-        hybrid.semantic.codebook_size
-    )
+def bits_at_native_size(hybrid: Branches, image_size: tuple[int, int]) -> float:
+    """Bits of all tokens of an image of (height, width) once its shorter side is the native size, as evaluation has it."""
+    factor, shorter = hybrid.guide.downsample_factor, min(image_size)
+    height, width = (max(1, round(side * hybrid.guide.config.image_size / shorter / factor)) for side in image_size)
+    num_guide_tokens = sum(h * w for h, w in hybrid.guide.guide_scale_sizes((height * factor, width * factor)))
+    guide_bits = num_guide_tokens * math.log2(hybrid.guide.codebook_size)
+    return guide_bits + hybrid.semantic.num_queries * math.log2(hybrid.semantic.codebook_size)
 
 
 def other_photographs(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

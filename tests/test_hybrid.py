@@ -1,0 +1,311 @@
+import math
+import os
+
+import pytest
+import torch
+from small import noise_images, small_hybrid
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.hybrid import HybridTokenizer, image_generators
+from hybrid_tokenizer.protocol import ImageTokenizer
+from hybrid_tokenizer.tokens import HybridTokens
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    return small_hybrid()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_is_an_image_tokenizer(hybrid):
+    assert isinstance(hybrid, ImageTokenizer)
+    assert hybrid.native_size == 32
+
+
+def test_shapes_counts_and_bits(hybrid):
+    tokens = hybrid.encode(noise_images(2, 32, 48))
+    assert tokens.semantic_indices.shape == (2, 32)
+    assert tokens.grid_shapes == ((4, 6),) and tokens.image_size == (32, 48)
+    assert hybrid.num_tokens(tokens).tolist() == [56, 56]
+    torch.testing.assert_close(hybrid.bits(tokens), torch.full((2,), 32 * math.log2(20) + 24 * math.log2(50)))
+    images = hybrid.decode(tokens)
+    assert images.shape == (2, 3, 32, 48) and images.abs().max() <= 1
+    assert hybrid.decode(tokens, size=(64, 40)).shape == (2, 3, 64, 40)
+
+
+def test_other_images_get_other_tokens(hybrid):
+    tokens = hybrid.encode(noise_images(2))
+    assert not torch.equal(tokens.guide_indices[0][0], tokens.guide_indices[0][1])
+
+
+def test_reloaded_tokens_decode_bit_identically(hybrid, tmp_path):
+    tokens = hybrid.encode(noise_images(2))
+    tokens.save(tmp_path / "tokens.safetensors")
+    reloaded = HybridTokens.load(tmp_path / "tokens.safetensors")
+    assert torch.equal(hybrid.decode(reloaded, generator=seeded()), hybrid.decode(tokens, generator=seeded()))
+    assert torch.equal(hybrid.decode(reloaded), hybrid.decode(tokens))
+
+
+def test_reconstruct_is_decode_of_encode(hybrid):
+    images = noise_images(2)
+    direct = hybrid.decode(hybrid.encode(images), generator=seeded(3), strength=0.6)
+    assert torch.equal(hybrid.reconstruct(images, seeded(3), strength=0.6), direct)
+
+
+def test_seeds_change_the_noise_and_nothing_else_does(hybrid):
+    tokens = hybrid.encode(noise_images(1))
+    torch.manual_seed(5)
+    first = hybrid.decode(tokens, generator=seeded(0))
+    torch.manual_seed(6)
+    assert torch.equal(hybrid.decode(tokens, generator=seeded(0)), first)
+    assert not torch.equal(hybrid.decode(tokens, generator=seeded(1)), first)
+
+
+def test_results_do_not_depend_on_the_batch(hybrid):
+    images = noise_images(3)
+    whole = hybrid.encode(images)
+    alone = [hybrid.encode(image[None]) for image in images]
+    assert HybridTokens.cat(alone) == whole
+    together = hybrid.decode(whole, generator=seeded())
+    for i in range(3):
+        torch.testing.assert_close(hybrid.decode(whole[i], generator=seeded())[0], together[i], rtol=1e-4, atol=1e-4)
+    reordered = hybrid.decode(whole[[2, 0, 1]], generator=seeded())
+    torch.testing.assert_close(reordered, together[[2, 0, 1]], rtol=1e-4, atol=1e-4)
+
+
+def test_noise_is_of_the_seed_and_the_images_own_tokens():
+    indices = torch.randint(9, (3, 32))
+
+    def draws(rows, seed):
+        return [torch.randn(4, generator=one).tolist() for one in image_generators([rows], seeded(seed))]
+
+    whole = draws(indices, 0)
+    assert draws(indices[1:], 0) == whole[1:]
+    assert whole[0] != whole[1] and draws(indices, 1) != whole
+    generator = seeded()
+    image_generators([indices], generator)
+    after = generator.get_state()
+    generator = seeded()
+    image_generators([indices[:1]], generator)
+    assert torch.equal(generator.get_state(), after)  # one draw, however many images
+
+
+def test_inversion_draws_no_noise():
+    hybrid = small_hybrid(start="ddim_inversion")
+    tokens = hybrid.encode(noise_images(1))
+    assert hybrid.deterministic and not small_hybrid().deterministic
+    assert torch.equal(hybrid.decode(tokens, generator=seeded(0)), hybrid.decode(tokens, generator=seeded(1)))
+
+
+def test_decoding_reads_both_kinds_of_token(hybrid):
+    one, other = hybrid.encode(noise_images(1, seed=1)), hybrid.encode(noise_images(1, seed=2))
+    options = {"start": "ddim_inversion"}  # no noise, which would follow the tokens
+    images = hybrid.decode(one, **options)
+    for semantic, guide in ((other, one), (one, other)):
+        mixed = HybridTokens(semantic.semantic_indices, guide.guide_indices, one.image_size)
+        assert not torch.equal(hybrid.decode(mixed, **options), images)
+
+
+def test_token_ids_through_the_vocabulary(hybrid):
+    tokens = hybrid.encode(noise_images(2, 32, 48))
+    vocabulary = hybrid.vocabulary(text_vocab_size=32000, image_size=(32, 48))
+    restored = HybridTokens.from_token_ids(tokens.to_token_ids(vocabulary), vocabulary)
+    assert restored == tokens and restored.source == hybrid.source
+    assert hybrid.vocabulary().sequence_lengths == (2 + 32 + 16,)
+
+
+def test_nested_prefixes_decode_at_the_full_size():
+    hybrid = small_hybrid(nested=True)
+    images = noise_images(1, 32, 40)
+    whole = hybrid.encode(images)
+    assert whole.grid_shapes == ((1, 1), (2, 2), (4, 5))
+    for scales in (1, 2, 3):
+        tokens = hybrid.encode(images, guide_scales=scales)
+        assert tokens.guide_indices[-1].equal(whole.guide_indices[scales - 1])
+        assert hybrid.decode(tokens).shape == (1, 3, 32, 40)
+        vocabulary = hybrid.vocabulary(7, image_size=(32, 40))
+        assert vocabulary.from_token_ids(tokens.to_token_ids(vocabulary)) == tokens
+
+
+def test_save_and_load_keep_hash_and_tokens(hybrid, tmp_path):
+    hybrid.save_pretrained(tmp_path / "saved")
+    loaded = HybridTokenizer.from_pretrained(tmp_path / "saved")
+    images = noise_images(2)
+    assert (loaded.name, loaded.hash) == (hybrid.name, hybrid.hash)
+    tokens = hybrid.encode(images)
+    assert loaded.encode(images) == tokens
+    assert torch.equal(loaded.decode(tokens), hybrid.decode(tokens))
+    assert sorted(os.listdir(tmp_path / "saved")) == ["diffusion", "guide", "model_index.json", "semantic"]
+    assert os.listdir(tmp_path) == ["saved"]
+
+
+def test_hash_is_that_of_the_weights_whatever_their_storage(hybrid, tmp_path):
+    hybrid.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    assert HybridTokenizer.from_pretrained(tmp_path / "half").hash == hybrid.hash
+    assert small_hybrid().hash == hybrid.hash and small_hybrid().to(dtype=torch.bfloat16).hash == hybrid.hash
+    other = small_hybrid()
+    with torch.no_grad():
+        next(other.semantic.parameters()).add_(0.01)
+    assert other.hash != hybrid.hash
+
+
+def test_another_tokenizers_tokens_are_refused_by_name(hybrid, tmp_path):
+    hybrid.encode(noise_images(1)).save(tmp_path / "tokens.safetensors")
+    other = small_hybrid(seed=1, name="other")
+    with pytest.raises(HybridTokenizerError, match=r"'small'.*'other'") as caught:
+        other.decode(HybridTokens.load(tmp_path / "tokens.safetensors"))
+    assert "\n" not in str(caught.value)
+    renamed = small_hybrid(name="renamed")  # the same weights: the same tokens
+    renamed.decode(HybridTokens.load(tmp_path / "tokens.safetensors"))
+
+
+def test_saving_replaces_a_tokenizer_and_nothing_else(hybrid, tmp_path):
+    folder = tmp_path / "saved"
+    small_hybrid(seed=1).save_pretrained(folder)
+    (folder / "README.md").write_text("notes")
+    hybrid.save_pretrained(folder)
+    assert HybridTokenizer.from_pretrained(folder).hash == hybrid.hash
+    assert (folder / "README.md").read_text() == "notes"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(HybridTokenizerError, match="holds no tokenizer"):
+        hybrid.save_pretrained(tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine") == ["photo.jpg"]
+
+
+def test_a_failed_save_leaves_the_old_tokenizer(hybrid, tmp_path, monkeypatch):
+    folder = tmp_path / "saved"
+    hybrid.save_pretrained(folder)
+    other = small_hybrid(seed=1)
+
+    def fails(*arguments, **options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(other.diffusion, "save_pretrained", fails)
+    with pytest.raises(OSError, match="disk full"):
+        other.save_pretrained(folder)
+    assert HybridTokenizer.from_pretrained(folder).hash == hybrid.hash
+    assert os.listdir(tmp_path) == ["saved"]
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [((33, 48), "32x48 or 40x48"), ((5, 32), "8x32"), ((30, 44), "24x40 or 32x48")]
+)
+def test_odd_image_size_names_the_nearest(hybrid, size, nearest):
+    with pytest.raises(HybridTokenizerError, match=f"{nearest}, or make a square with .*fit_square") as caught:
+        hybrid.encode(noise_images(1, *size))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_value_range_is_refused(hybrid):
+    with pytest.raises(HybridTokenizerError, match=r"expected \[-1, 1\]"):
+        hybrid.encode((noise_images(1) + 1) * 127.5)
+
+
+def test_indices_beyond_the_codebook_are_refused(hybrid):
+    tokens = hybrid.encode(noise_images(1))
+    for semantic, guide in ((20, 0), (0, 50)):
+        beyond = HybridTokens(
+            tokens.semantic_indices.fill_(semantic),
+            (torch.full_like(tokens.guide_indices[0], guide),),
+            tokens.image_size,
+        )
+        with pytest.raises(HybridTokenizerError, match="codebook"):
+            hybrid.decode(beyond)
+
+
+def test_grids_of_another_image_size_are_refused(hybrid):
+    tokens = hybrid.encode(noise_images(1, 32, 48))
+    with pytest.raises(HybridTokenizerError, match="guide grids"):
+        hybrid.decode(HybridTokens(tokens.semantic_indices, tokens.guide_indices, (48, 32)))
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "message"),
+    [
+        ("tiiny", None, "no preset, folder or hub id; presets: "),
+        ("./nowhere", None, "no preset, folder or hub id"),
+        ("/nowhere/at/all", None, "no preset, folder or hub id"),
+        (".", "main", "revision='main' is for hub ids"),
+    ],
+)
+def test_unknown_sources_are_one_line(source, revision, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HybridTokenizerError, match=message) as caught:
+        HybridTokenizer.from_pretrained(source, revision=revision)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_failure_is_one_line(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*arguments, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot reach the hub.\nPlease check your connection.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(HybridTokenizerError, match=r"'someone/tokenizer'.*Cannot reach the hub\)") as caught:
+        HybridTokenizer.from_pretrained("someone/tokenizer")
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_id_is_downloaded_at_its_revision(hybrid, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    hybrid.save_pretrained(tmp_path / "snapshot")
+    asked = []
+
+    def download(repo_id, *, revision, allow_patterns):
+        asked.append((repo_id, revision))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert HybridTokenizer.from_pretrained("someone/tokenizer", revision="v2").hash == hybrid.hash
+    assert asked == [("someone/tokenizer", "v2")]
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(hybrid, monkeypatch):
+    import huggingface_hub
+
+    uploads = []
+
+    class FakeApi:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, *, private, exist_ok):
+            if repo_id == "bad id":
+                raise huggingface_hub.errors.HFValidationError("Repo id must\nbe well-formed")
+
+        def upload_folder(self, *, repo_id, folder_path):
+            uploads.append((repo_id, sorted(os.listdir(folder_path))))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    hybrid.push_to_hub("someone/tokenizer")
+    assert uploads == [("someone/tokenizer", ["diffusion", "guide", "model_index.json", "semantic"])]
+    with pytest.raises(HybridTokenizerError, match="can not upload to 'bad id'") as caught:
+        hybrid.push_to_hub("bad id")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_tokenizer(tmp_path):
+    with pytest.raises(HybridTokenizerError, match=r"model_index\.json does not exist"):
+        HybridTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(HybridTokenizerError, match="does not describe a HybridTokenizer"):
+        HybridTokenizer.from_pretrained(tmp_path)
+
+
+def test_bfloat16_keeps_codebooks_in_fp32(hybrid):
+    narrow = small_hybrid().to(dtype=torch.bfloat16)
+    for branch, original in ((narrow.guide, hybrid.guide), (narrow.semantic, hybrid.semantic)):
+        assert torch.equal(branch.quantizer.embedding.weight, original.quantizer.embedding.weight)
+        others = {p.dtype for name, p in branch.named_parameters() if not name.startswith("quantizer.")}
+        assert others == {torch.bfloat16}
+    images = narrow.reconstruct(noise_images(2))
+    assert images.dtype == torch.float32 and images.isfinite().all()
+    torch.testing.assert_close(
+        narrow.decode(hybrid.encode(noise_images(2))), hybrid.decode(hybrid.encode(noise_images(2))), rtol=0, atol=0.1
+    )
