@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -277,7 +277,7 @@ def draw_rows(rows: Float[Tensor, "n d"], count: int) -> Float[Tensor, "count d"
     return rows[order[:count].to(rows.device)]
 
 
-def sum_over_ranks(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+def sum_over_ranks(values: Num[Tensor, "*s"]) -> Num[Tensor, "*s"]:
     """Summed over the processes of a distributed run, where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
@@ -300,47 +300,3 @@ def vq_loss(quantized: Quantized, config: QuantizerConfig) -> Float[Tensor, ""]:
 def flatten_grid(grid: Int[Tensor, "b h w"]) -> Int[Tensor, "b n"]:
     """Raster order, the order of the LLM sequence."""
     return rearrange(grid, "b h w -> b (h w)")
-
-
-def codebook_usage(counts: Float[Tensor, "k"]) -> float:
-    """Share of the codes that were used at all, from how often each was."""
-    return (counts > 0).double().mean().item()
-
-
-def index_entropy(counts: Float[Tensor, "k"]) -> float:
-    """Bits an index carries on average, at most log2 of the codebook's size; 0 for no counts."""
-    total = counts.double().sum()
-    if total == 0:
-        return 0.0
-    shares = counts.double() / total
-    return -torch.xlogy(shares, shares).sum().item() / math.log(2)
-
-
-def perplexity(counts: Float[Tensor, "k"]) -> float:
-    """The number of equally used codes that would have the same entropy."""
-    return 2 ** index_entropy(counts)
-
-
-class CodebookUsage:
-    """Counts indices over a set; `compute` gives the same numbers on every rank."""
-
-    def __init__(self, codebook_size: int):
-        self.counts = torch.zeros(codebook_size, dtype=torch.float64)
-
-    def update(self, indices: Int[Tensor, "*grid"]) -> None:
-        """Add the indices of some images of this rank."""
-        self.counts += torch.bincount(indices.reshape(-1).cpu(), minlength=len(self.counts))
-
-    def compute(self, device: torch.device | str = "cpu") -> dict[str, float]:
-        """Usage, perplexity, dead codes and index entropy. `device` is where the ranks' sums meet (a GPU under NCCL)."""
-        counts = sum_over_ranks(self.counts.to(device, copy=True)).cpu()
-        return {
-            "codebook_usage": codebook_usage(counts),
-            "perplexity": perplexity(counts),
-            "dead_codes": float((counts == 0).sum()),
-            "index_entropy": index_entropy(counts),
-        }
-
-    def reset(self) -> None:
-        """Start counting anew."""
-        self.counts.zero_()

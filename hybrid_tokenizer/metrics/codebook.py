@@ -1,10 +1,13 @@
 """How much of a codebook a set of images uses."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.quantizers import sum_over_ranks
 
 
 def codebook_usage(counts: Int[Tensor, "codes"]) -> float:
@@ -12,11 +15,16 @@ def codebook_usage(counts: Int[Tensor, "codes"]) -> float:
     return (counts > 0).double().mean().item()
 
 
-def perplexity(counts: Int[Tensor, "codes"]) -> float:
-    """exp of the entropy of the codes' frequencies: 1 (one code only) to the codebook's size (all alike)."""
+def index_entropy(counts: Int[Tensor, "codes"]) -> float:
+    """Bits an index carries on average, 0 to log2 of the codebook's size."""
     shares = counts.double() / counts.sum().clamp_min(1)
     entropy: Float[Tensor, ""] = -torch.special.xlogy(shares, shares).sum()
-    return entropy.exp().item()
+    return entropy.item() / math.log(2)
+
+
+def perplexity(counts: Int[Tensor, "codes"]) -> float:
+    """exp of the entropy of the codes' frequencies: 1 (one code only) to the codebook's size (all alike)."""
+    return 2 ** index_entropy(counts)
 
 
 class CodebookUse:
@@ -35,6 +43,18 @@ class CodebookUse:
             )
         self.counts += torch.bincount(flat, minlength=len(self.counts))
 
+    def merge_ranks(self, device: torch.device | str = "cpu") -> None:
+        """Sum the counts over the processes of a distributed run; all must call it, and all then compute the same.
+
+        `device` is where the sums meet: a GPU under NCCL.
+        """
+        self.counts = sum_over_ranks(self.counts.to(device, copy=True)).cpu()
+
     def compute(self) -> dict[str, float]:
-        """`codebook_usage` and `perplexity` of everything counted so far."""
-        return {"codebook_usage": codebook_usage(self.counts), "perplexity": perplexity(self.counts)}
+        """`codebook_usage`, `perplexity`, `index_entropy` (bits) and `dead_codes` of everything counted so far."""
+        return {
+            "codebook_usage": codebook_usage(self.counts),
+            "perplexity": perplexity(self.counts),
+            "index_entropy": index_entropy(self.counts),
+            "dead_codes": float((self.counts == 0).sum()),
+        }

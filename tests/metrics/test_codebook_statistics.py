@@ -13,7 +13,9 @@ def test_codebook_use_of_known_counts():
     use = CodebookUse(8)
     use.update(torch.tensor([[0, 1], [2, 3]]))
     use.update(torch.tensor([0, 1, 2, 3]))
-    assert use.compute() == {"codebook_usage": 0.5, "perplexity": pytest.approx(4)}
+    assert use.compute() == {
+        "codebook_usage": 0.5, "perplexity": pytest.approx(4), "index_entropy": pytest.approx(2), "dead_codes": 4,
+    }  # fmt: skip
 
 
 def test_codebook_use_counts_the_set_not_the_batches():
