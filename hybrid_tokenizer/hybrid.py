@@ -40,7 +40,8 @@ class HybridTokenizer:
         self, guide: GuideTokenizer, semantic: SemanticTokenizer, diffusion: DiffusionDecoder, name: str = "hybrid"
     ):
         self.guide = guide.eval()
-        self.semantic = semantic.eval()
+        # Only training reads the cosine stack; without it, the hash and the stored form are those of what is published.
+        self.semantic = (semantic.without_cosine_stack() if semantic.config.cosine_stack else semantic).eval()
         self.diffusion = diffusion.eval()
         self.name = name
 
@@ -83,6 +84,11 @@ class HybridTokenizer:
     ) -> HybridTokens:
         """Images to tokens. Encoding is deterministic, `generator` is the protocol's; `guide_scales` keeps the first
         grids of a nested guide."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise HybridTokenizerError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}, expected floats (images, 3, height, width) in "
+                "[-1, 1]; convert PIL images with hybrid_tokenizer.images.from_pil and stack them"
+            )
         self.check_size(images.shape[-2], images.shape[-1])
         check_range(images)
         images = images.to(self.device, torch.float32)
@@ -279,8 +285,12 @@ class HybridTokenizer:
             )
         return cls(**parts, name=name)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_size: int | str = "10GB"
+    ) -> None:
         """To a folder in diffusers' layout, weights in `dtype` where given (fp16 keeps the hash).
+
+        Files of the U-Net and the VAE are split at `max_shard_size`, for hosts that limit a file's size.
 
         Written beside the folder and renamed, so a half-written tokenizer never stands there. An older tokenizer is
         replaced, other top-level files (a README) are kept; a folder that holds something else is refused.
@@ -293,8 +303,9 @@ class HybridTokenizer:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
-            for part, module in self._modules.items():
-                module.save_pretrained(new / part, dtype=dtype)
+            self.guide.save_pretrained(new / "guide", dtype=dtype)
+            self.semantic.save_pretrained(new / "semantic", dtype=dtype)
+            self.diffusion.save_pretrained(new / "diffusion", dtype=dtype, max_shard_size=max_shard_size)
             classes = {part: ["hybrid_tokenizer", home.__name__] for part, home in COMPONENTS.items()}
             index = {"_class_name": type(self).__name__, "_hybrid_tokenizer_version": __version__, "name": self.name}
             write_json(new / INDEX_NAME, index | classes)

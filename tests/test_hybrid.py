@@ -1,6 +1,8 @@
 import math
 import os
+from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from small import noise_images, small_hybrid
@@ -8,6 +10,7 @@ from small import noise_images, small_hybrid
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer, image_generators
 from hybrid_tokenizer.protocol import ImageTokenizer
+from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens
 
 
@@ -152,6 +155,30 @@ def test_hash_is_that_of_the_weights_whatever_their_storage(hybrid, tmp_path):
     assert other.hash != hybrid.hash
 
 
+def test_what_only_training_reads_is_no_part_of_the_tokenizer(hybrid):
+    training = SemanticTokenizer(replace(hybrid.semantic.config, cosine_stack=True))
+    built = HybridTokenizer(hybrid.guide, training, hybrid.diffusion)
+    published = HybridTokenizer(hybrid.guide, training.without_cosine_stack(), hybrid.diffusion)
+    assert built.hash == published.hash != hybrid.hash
+    assert training.config.cosine_stack and training.cosine is not None  # the one in training stays whole
+
+
+def test_large_files_are_split(hybrid, tmp_path):
+    hybrid.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    assert len(list((tmp_path / "saved" / "diffusion" / "unet").glob("*.safetensors"))) > 1
+    assert HybridTokenizer.from_pretrained(tmp_path / "saved").hash == hybrid.hash
+
+
+def test_components_replace_stored_ones(hybrid, tmp_path):
+    hybrid.save_pretrained(tmp_path / "saved")
+    other = small_hybrid(seed=1)
+    other.guide.save_pretrained(tmp_path / "guide")
+    mixed = HybridTokenizer.from_pretrained(tmp_path / "saved", guide=tmp_path / "guide")
+    images = noise_images(1)
+    assert torch.equal(mixed.encode(images).guide_indices[0], other.encode(images).guide_indices[0])
+    assert torch.equal(mixed.encode(images).semantic_indices, hybrid.encode(images).semantic_indices)
+
+
 def test_another_tokenizers_tokens_are_refused_by_name(hybrid, tmp_path):
     hybrid.encode(noise_images(1)).save(tmp_path / "tokens.safetensors")
     other = small_hybrid(seed=1, name="other")
@@ -203,6 +230,18 @@ def test_odd_image_size_names_the_nearest(hybrid, size, nearest):
 def test_wrong_value_range_is_refused(hybrid):
     with pytest.raises(HybridTokenizerError, match=r"expected \[-1, 1\]"):
         hybrid.encode((noise_images(1) + 1) * 127.5)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32).byte()]
+)
+def test_malformed_images_are_refused(hybrid, images):
+    jaxtyping.config.update("jaxtyping_disable", True)  # what a user meets, without the annotations that tests execute
+    try:
+        with pytest.raises(HybridTokenizerError, match=r"expected floats \(images, 3, height, width\)"):
+            hybrid.encode(images)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_indices_beyond_the_codebook_are_refused(hybrid):
