@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.checkpoints import blip2, seed
 from hybrid_tokenizer.checkpoints.files import load_strict
 from hybrid_tokenizer.checkpoints.rename import Table, rule_of
+from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig, vq_loss
 from hybrid_tokenizer.semantic import ContrastiveConfig, ContrastiveHeads, SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.semantic.losses import (
@@ -263,6 +264,10 @@ def stage2(state: State, inputs: State, sizes: Sizes) -> State:
         causal_embeds = tokenizer.causal_qformer(tokenizer.vision(inputs["image"]))
     output = tokenizer.reconstruct(causal_embeds)
     image_embeds = image_head(tokenizer.decode_codes(output.quantized.quantized))
+    if output.cosine_embeds is None:
+        raise HybridTokenizerError(
+            "the fixture's weights have no cosine stack (pos_embed, blocks.*), which eq. 7 needs"
+        )
     weights = QuantizeWeights()
     embed = weights.vq * vq_loss(output.quantized, text_config.quantizer)
     recon = weights.cosine * cosine_loss(output.cosine_embeds, causal_embeds)

@@ -71,7 +71,7 @@ class SemanticTokenizer(nn.Module):
 
     def causal_embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """Causal Q-Former outputs: embedding i depends on the image and queries 0..i."""
-        return self.causal_qformer(self.image_embeds(images).to(self.causal_qformer.query_embeds.dtype))
+        return self.causal_qformer(self.image_embeds(images).type_as(self.causal_qformer.query_embeds))
 
     def quantize(self, causal_embeds: Float[Tensor, "b n d"]) -> Quantized:
         """Nearest codes of the task features; `quantized` is straight-through and fp32."""
