@@ -112,6 +112,8 @@ class DiffusionConfig:
     """latents = (VAE output - latent_shift) * latent_scale; one number, or one a channel."""
     prediction_type: str = "v_prediction"
     num_condition_tokens: int = 77
+    guide_conditioning: bool = False
+    """The U-Net also reads the guide's latents, as further input channels behind its own; zeros where there is no guide."""
     decode_defaults: DecodeOptions = field(default_factory=DecodeOptions)
 
     def __post_init__(self) -> None:
@@ -131,11 +133,13 @@ class DiffusionConfig:
                     f"the U-Net has {name}={self.unet[name]!r}, expected none: it wants more than the generation "
                     "embeddings; use a Stable Diffusion 1.x or 2.x text-to-image model"
                 )
-        channels = (self.unet.get("in_channels", 4), self.unet.get("out_channels", 4), self.latent_channels)
-        if len(set(channels)) != 1:
+        channels = (self.unet.get("in_channels", 4), self.unet.get("out_channels", 4))
+        expected = (self.latent_channels * (2 if self.guide_conditioning else 1), self.latent_channels)
+        if channels != expected:
             raise HybridTokenizerError(
-                f"the U-Net has {channels[0]} input and {channels[1]} output channels and the VAE {channels[2]} latent "
-                "channels, expected all equal; use a text-to-image model (not one for inpainting) and its own VAE"
+                f"the U-Net has {channels[0]} input and {channels[1]} output channels, expected {expected[0]} and "
+                f"{expected[1]} with this VAE and guide_conditioning={self.guide_conditioning}; use a text-to-image model "
+                "(not one for inpainting or editing) and its own VAE"
             )
         for name in ("latent_shift", "latent_scale"):
             values = getattr(self, name)

@@ -1,12 +1,13 @@
 """DDIM as pure mathematics: noise levels, steps up and down, and the targets of training. No model, no library.
 
-A noise level is its cumulative signal power, alpha-bar in DDPM and `alphas_cumprod` here: 1 is clean, 0 is noise.
-Levels reach these functions as Python floats, so that a step on a GPU neither copies a constant nor waits for one.
+A noise level is named by its cumulative signal power, alpha-bar in DDPM and `alphas_cumprod` here: 1 is clean, 0 noise.
+Levels reach the steps as Python floats, so that a step on a GPU neither copies a constant nor waits for one.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -26,32 +27,42 @@ def scaled_linear_alphas_cumprod(
     return torch.cumprod(1 - betas, dim=0)
 
 
+class Level(NamedTuple):
+    """latents = signal * clean + noise * noise, with signal = sqrt(alpha) and noise = sqrt(1 - alpha)."""
+
+    alpha: float
+    signal: float
+    noise: float
+
+
+def noise_levels(alphas_cumprod: Float[Tensor, "n"]) -> list[Level]:
+    """The roots are taken in the tensor's own precision: of fp32 levels they are diffusers' coefficients to the bit."""
+    roots = (alphas_cumprod, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+    return [Level(*values) for values in zip(*(root.tolist() for root in roots), strict=True)]
+
+
 @dataclass(frozen=True)
 class Step:
-    """One interval of the schedule. Inversion walks it from `alpha_low_noise` up, denoising walks it back down.
+    """One interval of the schedule. Inversion walks it from `cleaner` to `noisier`, denoising walks it back.
 
-    Both call the model with `timestep`, the noisy end: that is what makes them each other's mirror.
+    Both call the model with `timestep`, the noisier end: that is what makes them each other's mirror.
     """
 
     index: int
     timestep: int
-    alpha_low_noise: float
-    alpha_high_noise: float
+    cleaner: Level
+    noisier: Level
 
 
-def leading_steps(alphas_cumprod: Sequence[float], num_inference_steps: int, offset: int) -> tuple[Step, ...]:
+def leading_steps(levels: list[Level], num_inference_steps: int, offset: int) -> tuple[Step, ...]:
     """All intervals, cleanest first: timesteps offset, offset + ratio, ... ("leading" spacing).
 
-    The cleanest interval ends at alphas_cumprod[0], not at 1: the level that the model saw in training
+    The cleanest interval ends at levels[0], not at alpha 1: the level that the model saw in training
     (`set_alpha_to_one=False`).
     """
-    ratio = len(alphas_cumprod) // num_inference_steps
-    steps = []
-    for index in range(num_inference_steps):
-        timestep = index * ratio + offset
-        low_noise = alphas_cumprod[max(timestep - ratio, 0)]
-        steps.append(Step(index, timestep, low_noise, alphas_cumprod[timestep]))
-    return tuple(steps)
+    ratio = len(levels) // num_inference_steps
+    timesteps = range(offset, offset + num_inference_steps * ratio, ratio)
+    return tuple(Step(i, t, levels[max(t - ratio, 0)], levels[t]) for i, t in enumerate(timesteps))
 
 
 def num_partial_steps(num_inference_steps: int, strength: float) -> int:
@@ -60,36 +71,38 @@ def num_partial_steps(num_inference_steps: int, strength: float) -> int:
 
 
 def predict_noise(
-    model_output: Float[Tensor, "b c h w"], latents: Float[Tensor, "b c h w"], alpha: float, prediction_type: str
+    model_output: Float[Tensor, "b c h w"], latents: Float[Tensor, "b c h w"], level: Level, prediction_type: str
 ) -> Float[Tensor, "b c h w"]:
     """The predicted noise from what the model returned for `latents`.
 
-    `alpha` is the level of the timestep that the model was called with. In inversion that is the noisy end although the
-    latents are still at the clean one: converting there is three times more exact than at the latents' own level.
+    `level` is that of the timestep that the model was called with. In inversion it is the noisier end although the latents
+    are still at the cleaner one: converting there is three times more exact than at the latents' own level.
     """
     if prediction_type == "epsilon":
         return model_output
-    if prediction_type == "v_prediction":  # v = sqrt(alpha) noise - sqrt(1 - alpha) clean
-        return math.sqrt(alpha) * model_output + math.sqrt(1 - alpha) * latents
+    if prediction_type == "v_prediction":  # v = signal * noise - noise * clean
+        return level.signal * model_output + level.noise * latents
     raise unknown_prediction_type(prediction_type)
 
 
 def ddim_step(
-    latents: Float[Tensor, "b c h w"], noise_pred: Float[Tensor, "b c h w"], alpha_from: float, alpha_to: float
+    latents: Float[Tensor, "b c h w"], noise_pred: Float[Tensor, "b c h w"], source: Level, target: Level
 ) -> Float[Tensor, "b c h w"]:
     """The deterministic DDIM step, in either direction (DDIM eq. 12 with sigma 0):
 
-    z_to = sqrt(a_to / a_from) z_from + [ sqrt(1 - a_to) - sqrt(a_to / a_from) sqrt(1 - a_from) ] noise
+    z_t = sqrt(a_t / a_s) z_s + [ sqrt(1 - a_t) - sqrt(a_t / a_s) sqrt(1 - a_s) ] noise, for source s and target t.
+
+    Computed as "clean latents, then noise again", in diffusers' order of operations, so that fp32 agrees to the bit.
     """
-    signal = math.sqrt(alpha_to / alpha_from)
-    return signal * latents + (math.sqrt(1 - alpha_to) - signal * math.sqrt(1 - alpha_from)) * noise_pred
+    clean = (latents - source.noise * noise_pred) / source.signal
+    return target.signal * clean + target.noise * noise_pred
 
 
 def ddim_step_with_noise(
     latents: Float[Tensor, "b c h w"],
     noise_pred: Float[Tensor, "b c h w"],
-    alpha_from: float,
-    alpha_to: float,
+    source: Level,
+    target: Level,
     eta: float,
     fresh_noise: Float[Tensor, "b c h w"],
 ) -> Float[Tensor, "b c h w"]:
@@ -97,10 +110,11 @@ def ddim_step_with_noise(
 
     eta 0 is `ddim_step`, eta 1 is DDPM's ancestral step. This is the paper's "residual noise" of eq. 10.
     """
-    sigma = eta * math.sqrt((1 - alpha_to) / (1 - alpha_from) * (1 - alpha_from / alpha_to))
-    signal = math.sqrt(alpha_to / alpha_from)
-    direction = math.sqrt(max(1 - alpha_to - sigma**2, 0.0)) - signal * math.sqrt(1 - alpha_from)
-    return signal * latents + direction * noise_pred + sigma * fresh_noise
+    variance = (1 - target.alpha) / (1 - source.alpha) * (1 - source.alpha / target.alpha)
+    sigma = eta * math.sqrt(variance)
+    clean = (latents - source.noise * noise_pred) / source.signal
+    direction = math.sqrt(max(1 - target.alpha - sigma**2, 0.0))
+    return target.signal * clean + direction * noise_pred + sigma * fresh_noise
 
 
 NoisePredictor = Callable[[Float[Tensor, "b c h w"], Step], Float[Tensor, "b c h w"]]
@@ -123,7 +137,7 @@ def ddim_invert(
         arrival = latents
         for _ in range(1 + num_fixed_point_iterations):
             noise_pred = noise_predictor(arrival, step)
-            arrival = ddim_step(latents, noise_pred, step.alpha_low_noise, step.alpha_high_noise)
+            arrival = ddim_step(latents, noise_pred, step.cleaner, step.noisier)
         latents = arrival
     return latents
 
@@ -139,11 +153,9 @@ def ddim_denoise(
     for step in steps:
         noise_pred = noise_predictor(latents, step)
         if fresh_noise is None:
-            latents = ddim_step(latents, noise_pred, step.alpha_high_noise, step.alpha_low_noise)
+            latents = ddim_step(latents, noise_pred, step.noisier, step.cleaner)
         else:
-            latents = ddim_step_with_noise(
-                latents, noise_pred, step.alpha_high_noise, step.alpha_low_noise, eta, next(fresh_noise)
-            )
+            latents = ddim_step_with_noise(latents, noise_pred, step.noisier, step.cleaner, eta, next(fresh_noise))
     return latents
 
 

@@ -73,6 +73,40 @@ class DiffusionDecoder(nn.Module):
         """Normalise the VAE's output from now on: latents = (output - shift) * scale, one number or one a channel."""
         self.config = dataclasses.replace(self.config, latent_shift=list(shift), latent_scale=list(scale))
 
+    def add_guide_conditioning(self) -> None:
+        """Let the U-Net read the guide's latents too. The new input weights are zero: at first nothing changes.
+
+        Train with zeros in their place now and then, since that is what decoding without a guide feeds.
+        """
+        if self.config.guide_conditioning:
+            raise HybridTokenizerError("guide_conditioning is already True, expected False; it can be added once only")
+        old = self.unet.conv_in
+        new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+        new.to(old.weight.device, old.weight.dtype)
+        with torch.no_grad():
+            new.weight.zero_()
+            new.weight[:, : old.in_channels].copy_(old.weight)
+            new.bias.copy_(old.bias)
+        self.unet.conv_in = new
+        self.unet.register_to_config(in_channels=new.in_channels)
+        unet = {**self.config.unet, "in_channels": new.in_channels}
+        self.config = dataclasses.replace(self.config, unet=unet, guide_conditioning=True)
+
+    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
+        """Keep U-Net and VAE in main memory and only the one at work on `device`. Slower; for small GPUs."""
+        from accelerate import cpu_offload_with_hook
+
+        device = torch.device(device)
+        self.to("cpu")
+        self.null_condition = self.null_condition.to(device)
+        _, vae_hook = cpu_offload_with_hook(self.vae, device)
+        _, unet_hook = cpu_offload_with_hook(self.unet, device, prev_module_hook=vae_hook)
+        vae_hook.hook.prev_module_hook = unet_hook
+
+    def compile_unet(self, mode: str = "default", backend: str = "inductor") -> None:
+        """torch.compile for the U-Net, in place; `mode="max-autotune"` adds CUDA graphs. Each new shape compiles anew."""
+        self.unet.compile(fullgraph=True, backend=backend, mode=mode if backend == "inductor" else None)
+
     def encode_latents(
         self, images: Float[Tensor, "b 3 H W"], chunk_size: int | None = None
     ) -> Float[Tensor, "b c h w"]:
@@ -156,17 +190,22 @@ class DiffusionDecoder(nn.Module):
             else:
                 guide = resize_bicubic(guide_images.to(self.device), size).clamp(-1, 1)
                 latents = self.encode_latents(guide, decode_chunk_size)
+            guide_latents = None
+            if self.config.guide_conditioning:
+                guide_latents = torch.zeros_like(latents) if guide_images is None else latents
             if inverts:
                 embeds = condition if options.inversion_condition == "generation" else null
-                predictor = self._noise_predictor(embeds, None, 1.0, steps, decode_chunk_size, bar)
+                predictor = self._noise_predictor(embeds, None, 1.0, guide_latents, steps, decode_chunk_size, bar)
                 latents = ddim_invert(latents, steps, predictor, options.num_fixed_point_iterations)
             elif guide_images is not None and steps:
-                alphas = torch.full((batch_size,), steps[-1].alpha_high_noise, device=self.device)
+                alphas = torch.full((batch_size,), steps[-1].noisier.alpha, device=self.device)
                 latents = q_sample(latents, _draw_noise(noise_shape, generator, self.device), alphas)
 
             # without embeddings both halves of guidance would be the same call
             uncond = None if generation_embeds is None or options.guidance_scale == 1 else null
-            predictor = self._noise_predictor(condition, uncond, options.guidance_scale, steps, decode_chunk_size, bar)
+            predictor = self._noise_predictor(
+                condition, uncond, options.guidance_scale, guide_latents, steps, decode_chunk_size, bar
+            )
             fresh_noise = None
             if options.eta > 0:  # drawn ahead: a generator on the CPU would make every step wait for a copy
                 fresh_noise = iter([_draw_noise(noise_shape, generator, self.device) for _ in steps])
@@ -178,32 +217,34 @@ class DiffusionDecoder(nn.Module):
         condition: Tensor,
         uncond: Tensor | None,
         guidance_scale: float,
+        guide_latents: Tensor | None,
         steps: tuple[Step, ...],
         chunk_size: int | None,
         bar: tqdm,
     ) -> Callable[[Tensor, Step], Tensor]:
         """(latents, step) -> noise. Everything constant over the steps is made here, once."""
         timesteps = torch.tensor([step.timestep for step in steps], device=self.device).unbind()
-        conditions = condition.split(chunk_size or len(condition))
-        if uncond is not None:
-            unconds = uncond.split(chunk_size or len(uncond))
-            conditions = [batch_conditions(u, c) for u, c in zip(unconds, conditions, strict=True)]
+        size = chunk_size or len(condition)
+        chunks = [slice(first, first + size) for first in range(0, len(condition), size)]
+        embeds = [condition[i] if uncond is None else batch_conditions(uncond[i], condition[i]) for i in chunks]
 
-        def call_unet(latents: Tensor, embeds: Tensor, step: Step) -> Tensor:
-            inputs = latents.to(embeds.dtype)
+        def call_unet(latents: Tensor, chunk: slice, embeds: Tensor, step: Step) -> Tensor:
+            inputs = latents[chunk]
+            if guide_latents is not None:
+                inputs = torch.cat([inputs, guide_latents[chunk]], dim=1)
             if uncond is not None:
                 inputs = torch.cat([inputs, inputs])
-            output = self.unet(inputs, timesteps[step.index], encoder_hidden_states=embeds, return_dict=False)[
-                0
-            ].float()
+            output = self.unet(
+                inputs.to(embeds.dtype), timesteps[step.index], encoder_hidden_states=embeds, return_dict=False
+            )[0]
+            output = output.to(torch.float32, copy=True)  # a CUDA graph's next replay overwrites its output
             return output if uncond is None else combine(output, guidance_scale)
 
         def predict(latents: Tensor, step: Step) -> Tensor:
-            chunks = latents.split(chunk_size or len(latents))
-            outputs = [call_unet(z, embeds, step) for z, embeds in zip(chunks, conditions, strict=True)]
+            outputs = [call_unet(latents, *chunk, step) for chunk in zip(chunks, embeds, strict=True)]
             output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
             bar.update()
-            return predict_noise(output, latents, step.alpha_high_noise, self.config.prediction_type)
+            return predict_noise(output, latents, step.noisier, self.config.prediction_type)
 
         return predict
 
@@ -303,8 +344,12 @@ class DiffusionDecoder(nn.Module):
             config.vae_class if config else read_json(folder / "vae" / CONFIG_NAME).get("_class_name", "AutoencoderKL")
         )
         vae = load_model(folder / "vae", vae_class, dtype)
+        if (folder / NULL_CONDITION_NAME).is_file():
+            null_condition = load_tensors(folder / NULL_CONDITION_NAME)["null_condition"].float()
+        else:
+            null_condition = null_condition_of_text_encoder(folder)
         if config is None:
-            config = plain_config(unet, vae, declared, folder)
+            config = plain_config(unet, vae, declared, null_condition.shape[1], folder)
         for source, value in (("prediction_type=", prediction_type), (str(stored), config.prediction_type)):
             if value is not None and value != declared:
                 raise HybridTokenizerError(
@@ -314,11 +359,7 @@ class DiffusionDecoder(nn.Module):
         if decode_defaults is not None:
             config = dataclasses.replace(config, decode_defaults=decode_defaults)
         decoder = cls(config, unet, vae)
-        if (folder / NULL_CONDITION_NAME).is_file():
-            null_condition = load_tensors(folder / NULL_CONDITION_NAME)["null_condition"]
-        else:
-            null_condition = null_condition_of_text_encoder(folder)
-        decoder.set_null_condition(null_condition.float())
+        decoder.set_null_condition(null_condition)
         return decoder.eval()
 
 

@@ -1,7 +1,11 @@
 """Folders in diffusers' form: U-Net and VAE loaded without silent gaps, and what a plain Stable Diffusion folder implies."""
 
 import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, shorten
-from hybrid_tokenizer.diffusion.config import DecodeOptions, DiffusionConfig
+from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 NULL_CONDITION_NAME = "null_condition.safetensors"
@@ -41,14 +45,32 @@ def local_folder(name: str | Path, revision: str | None) -> Path:
         ) from None
 
 
+@contextmanager
+def quiet(logging: ModuleType) -> Iterator[None]:
+    """Without a library's loading bars and its notes about keys that it wrote itself; its settings are put back.
+
+    logging: `diffusers.utils.logging` or `transformers.utils.logging`.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
     """A diffusers model. Unlike its own loader, a missing or surplus weight raises instead of staying random."""
     import diffusers
 
     try:
-        model, report = getattr(diffusers, class_name).from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with quiet(diffusers.utils.logging):
+            model, report = getattr(diffusers, class_name).from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise HybridTokenizerError(
             f"{folder} can not be loaded as {class_name} ({first_line(error)}); expected {CONFIG_NAME} and "
@@ -70,11 +92,15 @@ def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
 def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str) -> None:
     """A diffusers model in its own form, without changing its dtype in memory."""
     if dtype is not None and any(p.dtype != dtype for p in model.parameters()):
-        model = copy.deepcopy(model).to(dtype)
+        model = nn.Module.to(
+            copy.deepcopy(model), dtype
+        )  # diffusers' own `to` warns about fp32 modules it does not have
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
 
 
-def plain_config(unet: nn.Module, vae: nn.Module, prediction_type: str, folder: Path) -> DiffusionConfig:
+def plain_config(
+    unet: nn.Module, vae: nn.Module, prediction_type: str, num_condition_tokens: int, folder: Path
+) -> DiffusionConfig:
     """The configuration that a Stable Diffusion folder without our config.json implies."""
     if unet.config.cross_attention_dim == 1024 and unet.config.sample_size == 96 and prediction_type == "epsilon":
         raise HybridTokenizerError(
@@ -88,16 +114,17 @@ def plain_config(unet: nn.Module, vae: nn.Module, prediction_type: str, folder: 
         latent_shift=[vae.config.get("shift_factor") or 0.0],
         latent_scale=[vae.config.scaling_factor],
         prediction_type=prediction_type,
-        decode_defaults=DecodeOptions(),
+        num_condition_tokens=num_condition_tokens,
     )
 
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
-    """The keyword arguments that build the model again; names starting with _ are diffusers' own notes."""
+    """The keyword arguments that build the model again, without the notes that diffusers adds to its configurations."""
+    accepted = inspect.signature(type(model).__init__).parameters
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in model.config.items()
-        if not key.startswith("_") and value is not None
+        if key in accepted and (value is not None or accepted[key].default is not None)
     }
 
 
@@ -109,14 +136,22 @@ def null_condition_of_text_encoder(folder: Path) -> Float[Tensor, "1 n d"]:
             "without it there is no null condition; download the whole Stable Diffusion folder"
         )
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
 
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        with quiet(logging):
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            text_encoder, report = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise HybridTokenizerError(
             f"the text encoder in {folder} can not be loaded ({first_line(error)}); download the folder again"
         ) from None
+    if report["missing_keys"]:
+        raise HybridTokenizerError(
+            f"the text encoder in {folder} lacks {shorten(sorted(report['missing_keys']))}; download the folder again"
+        )
     length = text_encoder.config.max_position_embeddings
     tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():

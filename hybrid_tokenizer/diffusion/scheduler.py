@@ -11,8 +11,10 @@ from typing import Any
 from hybrid_tokenizer.checkpoints.files import read_json, write_json
 from hybrid_tokenizer.diffusion.ddim import (
     PREDICTION_TYPES,
+    Level,
     Step,
     leading_steps,
+    noise_levels,
     scaled_linear_alphas_cumprod,
     unknown_prediction_type,
 )
@@ -63,13 +65,13 @@ class Schedule:
         return {**PINNED, "prediction_type": self.prediction_type}
 
     @cached_property
-    def _levels(self) -> list[float]:
-        return self.alphas_cumprod.double().tolist()
+    def levels(self) -> list[Level]:
+        return noise_levels(self.alphas_cumprod)
 
     def steps(self, num_inference_steps: int) -> tuple[Step, ...]:
         """All intervals, cleanest first. Raises where the number does not divide the trained timesteps."""
         check_num_inference_steps(num_inference_steps)
-        return leading_steps(self._levels, num_inference_steps, PINNED["steps_offset"])
+        return leading_steps(self.levels, num_inference_steps, PINNED["steps_offset"])
 
 
 def check_num_inference_steps(num_inference_steps: int) -> None:
