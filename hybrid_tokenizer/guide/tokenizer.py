@@ -101,7 +101,7 @@ class GuideTokenizer(nn.Module):
         """Codes in the one codebook that all scales share."""
         return self.config.quantizer.codebook_size
 
-    def num_tokens(self, guide_indices: Sequence[Int[Tensor, "b h w"]]) -> int:
+    def num_tokens(self, guide_indices: Sequence[Int[Tensor, "b _ _"]]) -> int:
         """Tokens an image."""
         return sum(grid.shape[1] * grid.shape[2] for grid in guide_indices)
 
