@@ -3,12 +3,58 @@
 `base` is a state dict under Branch I's names with stem `none`, as the converters of `hybrid_tokenizer.checkpoints` give it.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_foreign, read_json
+from hybrid_tokenizer.checkpoints.movqgan import diffusers_vq_to_guide, movqgan_to_guide
+from hybrid_tokenizer.checkpoints.taming import is_spatial, taming_to_guide
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.guide.tokenizer import GuideTokenizer
 from hybrid_tokenizer.quantizers import EmaQuantizer
+
+DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def start_from(tokenizer: GuideTokenizer, path: str | Path) -> None:
+    """Load a stored guide tokenizer of the same stem as it is, anything that `read_base` reads as a warm start."""
+    path = Path(path)
+    state, config = read_base(path)
+    mine = tokenizer.config
+    if (config.stem, config.stem_factor, config.quantizer.kind) == (mine.stem, mine.stem_factor, mine.quantizer.kind):
+        load_strict(tokenizer, state, str(path))
+        return
+    if config.stem != "none":
+        raise HybridTokenizerError(
+            f"{path} has stem={config.stem!r} x{config.stem_factor} and quantizer {config.quantizer.kind!r}, "
+            f"this tokenizer {mine.stem!r} x{mine.stem_factor} and {mine.quantizer.kind!r}; "
+            "start from the same kind, or from a model without a stem"
+        )
+    warm_start(tokenizer, state, str(path))
+
+
+def read_base(path: Path) -> tuple[dict[str, Tensor], GuideConfig]:
+    """Weights under Branch I's names and their configuration, from any of
+
+    a GuideTokenizer folder, a diffusers `VQModel` folder (Kandinsky's `movq`), a MoVQGAN or a VQGAN checkpoint file.
+    """
+    if not path.is_dir():
+        state = read_foreign(path)
+        converted, sizes = (movqgan_to_guide if is_spatial(state) else taming_to_guide)(state, str(path))
+        return converted, GuideConfig.from_dict(sizes)
+    values = read_json(path / CONFIG_NAME)
+    if "block_out_channels" not in values:
+        return load_component_state(path), GuideConfig.from_dict(values)
+    found = [path / name for name in DIFFUSERS_WEIGHTS if (path / name).is_file()]
+    if not found:
+        raise HybridTokenizerError(
+            f"{path} has neither {' nor '.join(DIFFUSERS_WEIGHTS)}; download the folder's weights too"
+        )
+    converted, sizes = diffusers_vq_to_guide(read_foreign(found[0]), values, str(path))
+    return converted, GuideConfig.from_dict(sizes)
 
 
 def warm_start(tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str = "base checkpoint") -> None:
@@ -31,7 +77,7 @@ def warm_start(tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str =
         state["encoder.conv_in.weight"] = spread_over_unshuffled(base["encoder.conv_in.weight"], config.stem_factor)
     elif config.stem == "appended":
         state |= appended_levels(fresh, len(config.encoder_channels))
-    if isinstance(tokenizer.quantizer, EmaQuantizer):
+    if isinstance(tokenizer.quantizer, EmaQuantizer) and "quantizer.embedding.weight" in state:
         codebook = state.pop("quantizer.embedding.weight")
         state |= {f"quantizer.{key}": value for key, value in tokenizer.quantizer.state_from(codebook).items()}
     load_strict(tokenizer, state, source)

@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import VQModel
 from einops import rearrange
 from guide_models import build, images, small_movq
 
+from hybrid_tokenizer.checkpoints.files import load_tensors
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
-from hybrid_tokenizer.guide.warm_start import warm_start
+from hybrid_tokenizer.guide.warm_start import read_base, start_from, warm_start
 from hybrid_tokenizer.images import resize_area
 from hybrid_tokenizer.quantizers import QuantizerConfig
 
@@ -92,3 +96,44 @@ def test_a_base_of_other_sizes_is_refused(base):
     other = GuideTokenizer(small_movq(stem="unshuffle", stem_factor=2, encoder_channels=[32, 32, 32, 64]))
     with pytest.raises(HybridTokenizerError, match=r"base checkpoint does not fit this GuideTokenizer: .* missing"):
         warm_start(other, base.state_dict())
+
+
+@torch.no_grad()
+def test_a_start_from_every_kind_of_file(base, tmp_path):
+    batch = images(1, 64, 96)
+    expected = base.features(resize_area(batch, (32, 48)))
+    base.save_pretrained(tmp_path / "guide")
+    state = {key.replace("quantizer.", "quantize."): value for key, value in base.state_dict().items()}
+    model = VQModel(
+        block_out_channels=[32] * 4, layers_per_block=1, latent_channels=4, num_vq_embeddings=64, norm_type="spatial",
+        down_block_types=["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3,
+    )  # fmt: skip
+    model.load_state_dict(state)
+    model.save_pretrained(tmp_path / "movq")
+    for source in ("guide", "movq"):
+        tokenizer = GuideTokenizer(small_movq(stem="residual_front", stem_factor=2)).eval()
+        start_from(tokenizer, tmp_path / source)
+        assert torch.equal(tokenizer.features(batch), expected)
+    tokenizer.save_pretrained(tmp_path / "front")
+    again = GuideTokenizer(tokenizer.config).eval()
+    start_from(again, tmp_path / "front")
+    assert torch.equal(again.features(batch), expected)
+    with pytest.raises(HybridTokenizerError, match=r"front has stem='residual_front' x2 .* start from the same kind"):
+        start_from(GuideTokenizer(small_movq(stem="unshuffle", stem_factor=2)), tmp_path / "front")
+    (tmp_path / "movq" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(HybridTokenizerError, match="download the folder's weights too"):
+        start_from(tokenizer, tmp_path / "movq")
+
+
+@torch.no_grad()
+def test_a_start_from_a_checkpoint_file(tmp_path):
+    stored = load_tensors(Path(__file__).parents[1] / "golden" / "movq_a.safetensors")
+    state = {key.removeprefix("state."): value.float() for key, value in stored.items() if key.startswith("state.")}
+    torch.save({"state_dict": state}, tmp_path / "movqgan.ckpt")
+    weights, config = read_base(tmp_path / "movqgan.ckpt")
+    config.stem, config.stem_factor = "residual_front", 4
+    tokenizer = GuideTokenizer(config)
+    start_from(tokenizer, tmp_path / "movqgan.ckpt")
+    assert torch.equal(tokenizer.state_dict()["encoder.conv_in.weight"], weights["encoder.conv_in.weight"])
+    assert tokenizer.downsample_factor == 32
