@@ -458,7 +458,9 @@ def list_per_image(
     columns |= {fact: table.mean(0) for fact, table in facts.items()}
     entries = []
     for i, name in enumerate(names):
-        entry = {"method": method, "image": name} | {key: _finite(column[i]) for key, column in columns.items()}
+        entry: dict[str, Any] = {"method": method, "image": name} | {
+            key: _finite(column[i]) for key, column in columns.items()
+        }
         if "psnr" in values:
             entry["psnr_of_seeds"] = [_finite(value) for value in values["psnr"][:, i]]
         entries.append(entry)

@@ -3,7 +3,6 @@
 from importlib import import_module
 from pathlib import Path
 
-import piq
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from jaxtyping import Float
@@ -74,7 +73,8 @@ class EfficientNetDistance(nn.Module):
         with torch.no_grad():
             targets = self.features(references)
         pairs = zip(self.features(images), targets, strict=True)
-        return sum((ours - theirs).square().sum(1).mean((1, 2)) for ours, theirs in pairs)
+        stages = [(ours - theirs).square().sum(1).mean((1, 2)) for ours, theirs in pairs]
+        return torch.stack(stages).sum(0)
 
 
 def efficientnet_distance(
@@ -89,11 +89,15 @@ def efficientnet_distance(
 
 def haarpsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """Haar wavelet similarity (Reisenhofer et al. 2018), 1 for equal images. Sides of at least 16 pixels."""
+    import piq  # here, since it imports all of torchvision, which training has no use for
+
     return piq.haarpsi(*_unit_pair(images, references), reduction="none", data_range=1.0).double()
 
 
 def mdsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """Mean deviation similarity index (Nafchi et al. 2016), a distance: 0 for equal images."""
+    import piq
+
     return piq.mdsi(*_unit_pair(images, references), reduction="none", data_range=1.0).double()
 
 

@@ -79,8 +79,10 @@ def high_frequency_energy(images: Float[Tensor, "b 3 h w"], references: Float[Te
 def _band_energy(levels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     luma = torch.einsum("bchw,c->bhw", levels / 255, levels.new_tensor(LUMA))
     height, width = luma.shape[-2:]
-    hann = {"periodic": False, "dtype": luma.dtype, "device": luma.device}
-    window = torch.hann_window(height, **hann)[:, None] * torch.hann_window(width, **hann)
+    vertical, horizontal = (
+        torch.hann_window(side, periodic=False, dtype=luma.dtype, device=luma.device) for side in (height, width)
+    )
+    window = vertical[:, None] * horizontal
     power = torch.fft.fft2((luma - luma.mean((1, 2), keepdim=True)) * window).abs().square()
     rows = torch.fft.fftfreq(height, dtype=luma.dtype, device=luma.device)[:, None]
     columns = torch.fft.fftfreq(width, dtype=luma.dtype, device=luma.device)
