@@ -6,9 +6,14 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.config import PretrainDiffusion, component_config, main
+from hybrid_tokenizer.data.training import CropConfig
 from hybrid_tokenizer.diffusion import DiffusionConfig
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.training.latents import cache_latents
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.setup import build_data, start_diffusion
+from hybrid_tokenizer.training.setup import build_data, split_items, start_diffusion, validation_batches
+from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
 
 
@@ -16,9 +21,22 @@ from hybrid_tokenizer.training.vae import VAEObjective
 def run(config: PretrainDiffusion) -> None:
     torch.manual_seed(config.training.seed)
     decoder = start_diffusion(component_config(config.diffusion, DiffusionConfig), config.diffusion.init)
-    stream, val_batches = build_data(config.data, config.training)
-    objective = VAEObjective(decoder, config.vae_loss)
-    train(objective, stream, val_batches, config.training, Path(config.output_dir), asdict(config))
+    output_dir = Path(config.output_dir)
+    if config.stage == "vae":
+        objective = VAEObjective(decoder, config.vae_loss)
+        stream, val_batches = build_data(config.data, config.training)
+    elif config.stage == "unet":
+        semantic = None if config.semantic_folder is None else SemanticTokenizer.from_pretrained(config.semantic_folder)
+        objective = UNetObjective(decoder, semantic, config.unet)
+        items, held = split_items(config.data, captions=True)
+        crop = CropConfig(config.data.image_size, config.data.crop_scale, config.data.flip)
+        stream = cache_latents(
+            output_dir / "cache", items, crop, config.unet.views, config.training.seed, decoder, semantic
+        )
+        val_batches = validation_batches(held, config.data.image_size, config.training)
+    else:
+        raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use vae or unet")
+    train(objective, stream, val_batches, config.training, output_dir, asdict(config))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hybrid_tokenizer.data.captions import CaptionedImage
@@ -103,16 +104,17 @@ class DrawSampler(Sampler[list[int]]):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """images Float[b 3 s s], captions list[str], skipped list of (path, reason)."""
-    return {
-        "images": torch.stack([sample["images"] for sample in samples]),
-        "captions": [sample["captions"] for sample in samples],
-        "skipped": [entry for sample in samples for entry in sample["skipped"]],
-    }
+    """Tensors stacked, `skipped` joined, everything else a list: images Float[b 3 s s], captions list[str], ..."""
+    batch: dict[str, Any] = {}
+    for name, first in samples[0].items():
+        values = [sample[name] for sample in samples]
+        batch[name] = torch.stack(values) if isinstance(first, Tensor) else values
+    batch["skipped"] = [entry for skipped in batch["skipped"] for entry in skipped]
+    return batch
 
 
 def build_loader(
-    stream: TrainingStream, batch_size: int, first: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    stream: Dataset, batch_size: int, first: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
 ) -> DataLoader:
     """An endless loader that starts at micro-batch `first`."""
     return DataLoader(

@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import load_strict, state_hash, write_json
-from hybrid_tokenizer.data import TrainingStream, build_loader
+from hybrid_tokenizer.data import build_loader
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import to_uint8
 from hybrid_tokenizer.provenance import provenance
@@ -37,7 +38,7 @@ from hybrid_tokenizer.training.state import (
 
 def train(
     objective: Objective,
-    stream: TrainingStream,
+    stream: Dataset,
     val_batches: list[dict[str, Any]],
     config: TrainingConfig,
     output_dir: Path,
@@ -68,7 +69,7 @@ class _Run:
     def __init__(
         self,
         objective: Objective,
-        stream: TrainingStream,
+        stream: Dataset,
         val_batches: list[dict[str, Any]],
         config: TrainingConfig,
         output_dir: Path,
@@ -209,9 +210,7 @@ class _Run:
             batch = next(batches)
             waited += time.monotonic() - before
             self._report_skipped(batch["skipped"])
-            batch["images"] = batch["images"].to(
-                self.accelerator.device, non_blocking=True, memory_format=torch.channels_last
-            )
+            batch = to_device(batch, self.accelerator.device)
             with self.accelerator.accumulate(self.prepared):
                 with self.accelerator.autocast():
                     losses = self.compiled(batch, self.step)
@@ -293,8 +292,7 @@ class _Run:
             # validation must not move the training's random state
             with torch.random.fork_rng(devices=[]), self._averaged_weights(), self.accelerator.autocast():
                 torch.manual_seed(self.config.seed)
-                batches = [{**b, "images": b["images"].to(self.accelerator.device)} for b in self.val_batches]
-                judged = self.objective.judge(batches)
+                judged = self.objective.judge([to_device(b, self.accelerator.device) for b in self.val_batches])
             figures = {f"val_{name}": value for name, value in judged.figures.items()}
             append_jsonl(self.output_dir / "metrics.jsonl", {"step": self.step, **figures})
             self.accelerator.log({name.replace("val_", "val/", 1): v for name, v in figures.items()}, step=self.step)
@@ -351,6 +349,20 @@ class _Run:
     def _say(self, line: str) -> None:
         if self.main:
             print(line, flush=True)
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Tensors of a batch to `device`, images channels last."""
+    return {
+        name: value.to(
+            device,
+            non_blocking=True,
+            memory_format=torch.channels_last if value.ndim == 4 else torch.preserve_format,
+        )
+        if isinstance(value, Tensor)
+        else value
+        for name, value in batch.items()
+    }
 
 
 def save_grid(pictures: Tensor, path: Path) -> None:
