@@ -12,7 +12,7 @@ STARTS = ("ddim_inversion", "add_noise")
 INVERSION_CONDITIONS = ("generation", "null")
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
-SD15_UNET = {
+SD15_UNET: dict[str, Any] = {
     "sample_size": 64,
     "in_channels": 4,
     "out_channels": 4,
@@ -23,7 +23,7 @@ SD15_UNET = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,  # diffusers' historical name for the number of heads
 }
-SD15_VAE = {
+SD15_VAE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -34,7 +34,7 @@ SD15_VAE = {
     "sample_size": 512,
     "scaling_factor": 0.18215,
 }
-TINY_UNET = {
+TINY_UNET: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 4,
     "out_channels": 4,
@@ -45,7 +45,7 @@ TINY_UNET = {
     "cross_attention_dim": 384,
     "attention_head_dim": 4,
 }
-TINY_VAE = {
+TINY_VAE: dict[str, Any] = {
     "encoder_block_out_channels": [48] * 4,
     "decoder_block_out_channels": [48] * 4,
     "latent_channels": 4,

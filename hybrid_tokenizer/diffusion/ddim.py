@@ -28,7 +28,10 @@ def scaled_linear_alphas_cumprod(
 
 
 class Level(NamedTuple):
-    """latents = signal * clean + noise * noise, with signal = sqrt(alpha) and noise = sqrt(1 - alpha)."""
+    """Latents at a level are `signal` times clean ones plus `noise` times standard normal noise.
+
+    signal = sqrt(alpha), noise = sqrt(1 - alpha).
+    """
 
     alpha: float
     signal: float
@@ -80,7 +83,7 @@ def predict_noise(
     """
     if prediction_type == "epsilon":
         return model_output
-    if prediction_type == "v_prediction":  # v = signal * noise - noise * clean
+    if prediction_type == "v_prediction":  # v is level.signal * noise - level.noise * clean latents
         return level.signal * model_output + level.noise * latents
     raise unknown_prediction_type(prediction_type)
 

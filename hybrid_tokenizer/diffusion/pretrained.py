@@ -34,11 +34,11 @@ def local_folder(name: str | Path, revision: str | None) -> Path:
             f"{name} does not exist; give a folder in diffusers' form, or a hub id like owner/name"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise HybridTokenizerError(
             f"{name} is no folder here and can not be fetched from the hub ({first_line(error)}); "
             "give the path of a downloaded folder, or check the id and the connection"

@@ -20,7 +20,7 @@ from hybrid_tokenizer.diffusion.ddim import (
 )
 from hybrid_tokenizer.errors import HybridTokenizerError
 
-PINNED = {
+PINNED: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,

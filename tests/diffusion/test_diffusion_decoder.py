@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import UNET, make_config, make_decoder
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
+from tiny_diffusion import UNET, make_config, make_decoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_tokenizer.diffusion import DecodeOptions, DiffusionConfig, DiffusionDecoder
@@ -285,9 +285,9 @@ def test_guide_conditioning_starts_as_the_unconditioned_model(decoder, guide_ima
 def shallow_unet():
     return {
         **UNET,
-        "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
     }
 
 
@@ -296,7 +296,7 @@ def shallow_unet():
 )
 def test_compiled_and_offloaded_decoders_give_the_same(shallow_unet, guide_images, embeds, prepare):
     decoder = make_decoder(unet=shallow_unet)
-    options = {"num_inference_steps": 4, "guidance_scale": 2}
+    options = {"num_inference_steps": 4}
     plain = decoder.decode(guide_images, embeds, SIZE, **options)
     prepare(decoder)
     torch.testing.assert_close(decoder.decode(guide_images, embeds, SIZE, **options), plain, atol=1e-5, rtol=0)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import UNET, VAE, make_decoder
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from tiny_diffusion import UNET, VAE, make_decoder
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hybrid_tokenizer.diffusion import DecodeOptions, DiffusionDecoder
