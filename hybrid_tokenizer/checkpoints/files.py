@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,17 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FOREIGN_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+UNREADABLE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    zipfile.BadZipFile,
+)
+"""What torch.load raises for one and the same cause: a file that is cut off, or is no pickle of tensors."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -114,12 +127,14 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise HybridTokenizerError(f"checkpoint {path} does not exist; give the path of the downloaded file")
     if path.suffix not in FOREIGN_SUFFIXES:
-        raise HybridTokenizerError(f"checkpoint {path} ends in {path.suffix!r}; expected one of {', '.join(FOREIGN_SUFFIXES)}")
+        raise HybridTokenizerError(
+            f"checkpoint {path} ends in {path.suffix!r}; expected one of {', '.join(FOREIGN_SUFFIXES)}"
+        )
     if path.suffix == ".safetensors":
         return load_tensors(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for one and the same cause
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HybridTokenizerError(
             f"checkpoint {path} can not be read safely ({reason}); it is incomplete or holds more than tensors: "
@@ -129,7 +144,9 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         if isinstance(value, dict) and isinstance(value.get(wrapper), dict):
             value = value[wrapper]
     if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
-        raise HybridTokenizerError(f"checkpoint {path} is not a state dict of tensors; expected names mapped to tensors")
+        raise HybridTokenizerError(
+            f"checkpoint {path} is not a state dict of tensors; expected names mapped to tensors"
+        )
     return value
 
 

@@ -6,18 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import load_component_state, load_strict
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
-from hybrid_tokenizer.images import resize_area, resize_bicubic
+from hybrid_tokenizer.guide.losses import guide_target, perceptual_loss, recon_loss
+from hybrid_tokenizer.guide.warm_start import start_from
+from hybrid_tokenizer.images import resize_bicubic
 from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.training.objective import Judged, Objective
 from hybrid_tokenizer.training.weights import GuideLossWeights
-
-SMALLEST_PERCEPTUAL_SIDE = 64
-"""Feature distances mean little on smaller images (spec of LPIPS' backbones)."""
 
 
 class GuideObjective(Objective):
@@ -34,15 +32,14 @@ class GuideObjective(Objective):
         images = batch["images"]
         output = self.model(images)
         guides = output.guide_images.float()
-        target = resize_area(images, tuple(guides.shape[-2:]))
-        # mean over the guide's own pixels: eq. 5's upper limit H*W*C is a slip, the resized target has fewer values
+        target = guide_target(images, tuple(guides.shape[-2:]))
         losses = {
-            "recon": (guides - target).square().mean(),
+            "recon": recon_loss(guides, target),
             "vq": vq_loss(output.quantized, self.model.config.quantizer),
         }
         total = losses["recon"] + self.weights.vq * losses["vq"]
-        if self.weights.perceptual and guides.shape[-1] >= SMALLEST_PERCEPTUAL_SIDE:
-            losses["perceptual"] = self.frozen["perceptual"](guides, target).mean()
+        if self.weights.perceptual:
+            losses["perceptual"] = perceptual_loss(guides, target, self.frozen["perceptual"])
             total = total + self.weights.perceptual * losses["perceptual"]
         return {**losses, "total": total}
 
@@ -54,7 +51,7 @@ class GuideObjective(Objective):
             images = batch["images"]
             indices = self.model.encode(images)
             guides = self.model.decode(indices).float().clamp(-1, 1)
-            target = resize_area(images, tuple(guides.shape[-2:]))
+            target = guide_target(images, tuple(guides.shape[-2:]))
             full = resize_bicubic(guides, tuple(images.shape[-2:])).clamp(-1, 1)
             at_guide.append(psnr(guides, target))
             at_full.append(psnr(full, images))
@@ -73,8 +70,8 @@ class GuideObjective(Objective):
 
 
 def start_guide(config: GuideConfig, init: str | None) -> GuideTokenizer:
-    """Random weights, or those of a GuideTokenizer folder of the same configuration."""
+    """Random weights, those of a stored guide tokenizer, or a warm start from an f8 MoVQ."""
     model = GuideTokenizer(config)
     if init is not None:
-        load_strict(model, load_component_state(Path(init)), init)
+        start_from(model, init)
     return model

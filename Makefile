@@ -1,0 +1,37 @@
+# make demo: install, then reconstruct the built-in photographs with the embedded checkpoint.
+# make test: install, then run every test. The other targets also install first where that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench train-tiny clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps salesforce-lavis==1.0.2
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python scripts/eval_recon.py model=tiny data.root=null output_dir=outputs/demo
+
+test: $(INSTALLED)
+	CI=1 $(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python scripts/benchmark.py output=benchmarks/results/benchmark.json
+
+# DATA is a folder with imagenet_sample, imagenet_extra and captions; RUNS keeps the stages, each resumable
+DATA ?= data
+RUNS ?= runs/tiny
+train-tiny: $(INSTALLED)
+	PYTHON=$(BIN)/python DATA=$(DATA) RUNS=$(RUNS) scripts/train_tiny.sh
+
+clean:
+	rm -rf $(VENV) outputs .pytest_cache .ruff_cache .mypy_cache
