@@ -1,0 +1,69 @@
+"""Put trained components together as an embedded preset (fp16, files under 15 MB) and keep the stages' curves."""
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hybrid_tokenizer.checkpoints.files import read_json, write_json
+from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.hybrid import HybridTokenizer
+from hybrid_tokenizer.semantic import SemanticTokenizer
+
+PRESETS = Path(__file__).resolve().parents[1] / "hybrid_tokenizer" / "presets"
+SHARD = "14MB"
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True, help="name of the preset, e.g. tiny")
+    for part in ("guide", "semantic", "diffusion"):
+        parser.add_argument(
+            f"--{part}", type=Path, required=True, help=f"run folder whose final/ holds the {part} component"
+        )
+    parser.add_argument("--stages", type=Path, nargs="*", default=[], help="further run folders whose curves are kept")
+    parser.add_argument("--results", type=Path, required=True, help="folder for curves and facts, one JSON a stage")
+    parser.add_argument("--start", help="recommended decoding: ddim_inversion or add_noise")
+    parser.add_argument("--strength", type=float, help="recommended decoding: share of the schedule")
+    parser.add_argument("--steps", type=int, help="recommended decoding: steps of the whole schedule")
+    return parser.parse_args()
+
+
+def keep_curve(run: Path, results: Path) -> None:
+    """metrics.jsonl and final/training.json of a run as one JSON."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_json(results / f"{run.name}.json", {"training": read_json(run / "final" / "training.json"), "curve": rows})
+
+
+def main() -> None:
+    arguments = read_arguments()
+    diffusion = DiffusionDecoder.from_pretrained(arguments.diffusion / "final")
+    given = {"start": arguments.start, "strength": arguments.strength, "num_inference_steps": arguments.steps}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    diffusion.config = replace(diffusion.config, decode_defaults=replace(diffusion.config.decode_defaults, **chosen))
+    tokenizer = HybridTokenizer(
+        GuideTokenizer.from_pretrained(arguments.guide / "final"),
+        SemanticTokenizer.from_pretrained(arguments.semantic / "final"),
+        diffusion,
+        name=arguments.name,
+    )
+    folder = PRESETS / arguments.name
+    if folder.exists():
+        shutil.rmtree(folder)
+    tokenizer.save_pretrained(folder, dtype=torch.float16, max_shard_size=SHARD)
+    for run in (arguments.guide, arguments.semantic, arguments.diffusion, *arguments.stages):
+        keep_curve(run, arguments.results)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB, hash {tokenizer.hash}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HybridTokenizerError as error:
+        raise SystemExit(f"error: {error}") from None
