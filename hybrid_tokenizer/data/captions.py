@@ -25,7 +25,12 @@ def read_captions(root: str | Path) -> list[CaptionedImage]:
     if not listing.is_file():
         raise HybridTokenizerError(f"{listing} does not exist; image-text pairs need one row an image: file, captions")
     rows = []
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
+    try:
+        text = listing.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HybridTokenizerError(f"{listing} is not UTF-8 ({error}); save it again as UTF-8") from None
+    # not splitlines(), which also breaks at separators that JSON allows inside a caption
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             rows.append(_parse_row(root, f"{listing} line {number}", line))
     if not rows:

@@ -26,6 +26,9 @@ class DataConfig:
     flip: bool = True
 
     def __post_init__(self) -> None:
+        listed = [self.root] if isinstance(self.root, str) else self.root
+        if not isinstance(listed, list) or not listed or not all(isinstance(root, str) for root in listed):
+            raise HybridTokenizerError(f"data.root={self.root!r} must be a folder or a list of folders")
         if self.repeats is not None and len(self.repeats) != len(self.roots):
             raise HybridTokenizerError(
                 f"data.repeats={self.repeats} needs one number for each of the {len(self.roots)} roots"
@@ -34,6 +37,10 @@ class DataConfig:
             raise HybridTokenizerError(f"data.repeats={self.repeats} must be at least 1 each")
         if not 0 < self.val_fraction < 1:
             raise HybridTokenizerError(f"data.val_fraction={self.val_fraction} must lie between 0 and 1, e.g. 0.02")
+        for name in ("val_at_least", "image_size", "val_image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise HybridTokenizerError(f"data.{name}={value} must be at least 1")
 
     @property
     def roots(self) -> list[Path]:

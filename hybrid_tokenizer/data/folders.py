@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,12 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 MAX_PIXELS = 64_000_000
 """Images that claim more pixels are refused from their header, before anything is decoded."""
+
+DECODER_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
+    MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged bytes."""
 
 
 class UnreadableImage(HybridTokenizerError):
@@ -55,6 +63,7 @@ def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the stricter bound
+            warnings.simplefilter("ignore", UserWarning)  # damaged metadata; the pixels are read all the same
             with Image.open(path) as image:
                 if image.width * image.height > max_pixels:
                     raise UnreadableImage(
@@ -66,7 +75,7 @@ def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
         raise
     except Image.DecompressionBombError:
         raise UnreadableImage(path, f"its header claims more than {max_pixels} pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError) as error:
+    except DECODER_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableImage(path, reason.replace(str(path), "file")) from None
 
