@@ -6,6 +6,11 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb", "none")
+AT_LEAST_ONE = (
+    "max_steps", "batch_size", "accumulation", "save_every", "keep_checkpoints", "validate_every", "log_every",
+    "max_val_images", "num_threads",
+)  # fmt: skip
+AT_LEAST_ZERO = ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "num_workers", "seed")
 
 
 @dataclass
@@ -51,16 +56,17 @@ class TrainingConfig:
             raise HybridTokenizerError(
                 f"training.tracker={self.tracker!r} is unknown; use one of {', '.join(TRACKERS)}"
             )
-        for name in (
-            "max_steps",
-            "batch_size",
-            "accumulation",
-            "save_every",
-            "keep_checkpoints",
-            "validate_every",
-            "log_every",
-        ):
-            if getattr(self, name) < 1:
-                raise HybridTokenizerError(f"training.{name}={getattr(self, name)} must be at least 1")
+        for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise HybridTokenizerError(f"training.{name}={getattr(self, name)} must be at least {least}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise HybridTokenizerError(f"training.betas={list(self.betas)} must each be in [0, 1), e.g. [0.9, 0.99]")
+        if self.max_grad_norm <= 0:
+            raise HybridTokenizerError(
+                f"training.max_grad_norm={self.max_grad_norm} must be positive; inf clips nothing"
+            )
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise HybridTokenizerError(f"training.max_minutes={self.max_minutes} must be positive; null sets no limit")
         if not 0 <= self.ema_decay < 1:
             raise HybridTokenizerError(f"training.ema_decay={self.ema_decay} must be in [0, 1); 0 turns averaging off")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from hybrid_tokenizer.checkpoints.files import load_strict, state_hash, write_json
+from hybrid_tokenizer.checkpoints.files import load_strict, shorten, state_hash, write_json
 from hybrid_tokenizer.data import build_loader
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import to_uint8
@@ -87,6 +87,8 @@ class _Run:
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(config.num_threads)
         self.main = self.accelerator.is_main_process
+        if self.main:
+            make_folder(output_dir)
         objective.to(memory_format=torch.channels_last)
         trained = [p for p in objective.parameters() if p.requires_grad]
         groups = [
@@ -128,6 +130,8 @@ class _Run:
             torch.distributed.broadcast_object_list(shared)
             found = shared[0]
         if found is None:
+            if self.main:
+                trim_jsonl(self.output_dir / "metrics.jsonl", -1)  # of a start that ended before its first checkpoint
             self._say("starting from step 0")
             return
         folder, facts = found
@@ -144,7 +148,8 @@ class _Run:
                 raise HybridTokenizerError(
                     f"{folder} holds other averaged weights than this run keeps; use a new output_dir"
                 )
-            self.ema = {name: value.to(self.accelerator.device) for name, value in tensors[EMA].items()}
+            for name, average in self.ema.items():
+                average.copy_(tensors[EMA][name])
         inner = self.optimizer.optimizer
         unpack_optimizer(inner, self.names, tensors[OPTIMIZER], str(folder / OPTIMIZER))
         self.step, self.seconds_before = facts["step"], facts["seconds"]
@@ -177,11 +182,13 @@ class _Run:
             bar.update()
             last = self.step == self.config.max_steps
             out_of_time = self._out_of_time()
-            if self.step % self.config.log_every == 0 or last or self.step % self.config.save_every == 0 or out_of_time:
+            saves = last or out_of_time or self.step % self.config.save_every == 0
+            validates = last or self.step % self.config.validate_every == 0
+            if saves or validates or self.step % self.config.log_every == 0:
                 self._log(bar, waited)
-            if self.step % self.config.save_every == 0 or last or out_of_time:
+            if saves:
                 self._save()
-            if self.step % self.config.validate_every == 0 or last:
+            if validates:
                 self._validate()
             if out_of_time and not last:
                 bar.close()
@@ -251,11 +258,15 @@ class _Run:
             for name in sorted(names)
         }
         self.pending.clear()
-        if not all(math.isfinite(value) for value in means.values()):
+        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        # losses tell of the weights before the last step; a checkpoint must not hold what that step may have broken
+        broken += [name for name, weight in self.objective.model.named_parameters() if not weight.isfinite().all()]
+        if broken:
             bar.close()
             raise HybridTokenizerError(
-                f"the loss stopped being finite in the {self.config.log_every} steps before step {self.step} ({means}); "
-                f"the checkpoints in {self.output_dir / 'checkpoints'} are from before: lower training.learning_rate and run again"
+                f"the loss or the weights stopped being finite in the steps up to {self.step} ({shorten(broken)}); the "
+                f"checkpoints in {self.output_dir / 'checkpoints'} are from before: lower training.learning_rate and run "
+                "again, without the newest checkpoint if that one repeats this"
             )
         elapsed = time.monotonic() - self.started
         row = {
@@ -349,6 +360,16 @@ class _Run:
     def _say(self, line: str) -> None:
         if self.main:
             print(line, flush=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for a run's outputs, or say why not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HybridTokenizerError(
+            f"output_dir={str(folder)!r} can not be made ({error.strerror}); give another"
+        ) from None
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -36,8 +36,10 @@ def unpack_optimizer(
                 f"{source} holds optimizer state of {name!r}, which this run does not train; use a new output_dir"
             )
         parameter = by_name[name]
-        device = "cpu" if entry == "step" and not optimizer.defaults.get("fused") else parameter.device
-        optimizer.state[parameter][entry] = value.to(device)
+        if entry == "step":
+            optimizer.state[parameter][entry] = value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
+        else:  # with the parameter's strides: another order in memory may round differently
+            optimizer.state[parameter][entry] = torch.empty_like(parameter).copy_(value)
 
 
 def save_checkpoint(
@@ -57,7 +59,8 @@ def save_checkpoint(
         shutil.rmtree(final)
     os.replace(temporary, final)
     _sync_folder(root)
-    for old in sorted(root.glob("step-*"))[:-keep]:
+    earlier = [folder for folder in sorted(root.glob("step-*")) if folder.name <= final.name]
+    for old in earlier[:-keep]:  # later ones are damaged, or this step would not have been trained again
         shutil.rmtree(old)
     return final
 
