@@ -20,9 +20,14 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation import EvalReconConfig, ReconstructConfig
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
-from hybrid_tokenizer.semantic.losses import QuantizeWeights
 from hybrid_tokenizer.training.config import TrainingConfig
-from hybrid_tokenizer.training.weights import ContrastiveWeights, GuideLossWeights, UNetLossWeights, VAELossWeights
+from hybrid_tokenizer.training.weights import (
+    ContrastiveWeights,
+    GuideLossWeights,
+    QuantizeStage,
+    UNetLossWeights,
+    VAELossWeights,
+)
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -68,7 +73,7 @@ class TrainSemantic:
     data: DataConfig = field(default_factory=DataConfig)
     semantic: SemanticSection = field(default_factory=SemanticSection)
     contrastive: ContrastiveWeights = field(default_factory=ContrastiveWeights)
-    quantize: QuantizeWeights = field(default_factory=QuantizeWeights)
+    quantize: QuantizeStage = field(default_factory=QuantizeStage)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
@@ -104,6 +109,8 @@ def register_schemas() -> None:
         store.store(group="guide", name=name, node=section_of(getattr(GuideConfig, name)(), GuideSection))
         semantic = SemanticConfig.tiny() if name == "tiny" else SemanticConfig.seed1(cosine_stack=True)
         store.store(group="semantic", name=name, node=section_of(semantic, SemanticSection))
+        for group, stage in (("contrastive", ContrastiveWeights), ("quantize", QuantizeStage)):
+            store.store(group=group, name=name, node=getattr(stage, name)())
         store.store(group="diffusion", name=name, node=section_of(getattr(DiffusionConfig, name)(), DiffusionSection))
     for name, node in SCHEMAS.items():
         store.store(name=name, node=node)
@@ -146,6 +153,7 @@ def main(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], Non
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line breaks and without OmegaConf's internal names."""
+    """An error's text without line breaks, OmegaConf's internal names, and the traceback that loader workers put before it."""
     text = str(error).split("full_key:")[0]
+    text = text.rpartition(f"{HybridTokenizerError.__module__}.{HybridTokenizerError.__name__}: ")[2]
     return " ".join(text.split())

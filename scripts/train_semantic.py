@@ -9,8 +9,9 @@ from hybrid_tokenizer.config import TrainSemantic, component_config, main
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticConfig
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.semantic import ContrastiveObjective, QuantizeObjective
+from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
 from hybrid_tokenizer.training.setup import build_data, start_semantic
+from hybrid_tokenizer.training.text import build_text
 
 
 @main("train_semantic")
@@ -18,9 +19,10 @@ def run(config: TrainSemantic) -> None:
     torch.manual_seed(config.training.seed)
     model = start_semantic(component_config(config.semantic, SemanticConfig), config.semantic.init)
     if config.stage == "contrastive":
-        objective = ContrastiveObjective(model, config.contrastive)
+        objective = build_contrastive(model, config.contrastive, config.semantic.init)
     elif config.stage == "quantize":
-        objective = QuantizeObjective(model, config.quantize)
+        text = build_text(config.quantize.text, config.quantize.text_cache_mb)
+        objective = QuantizeObjective(model, config.quantize, text)
     else:
         raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use contrastive or quantize")
     stream, val_batches = build_data(config.data, config.training, captions=True)

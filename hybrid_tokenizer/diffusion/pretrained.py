@@ -135,6 +135,15 @@ def null_condition_of_text_encoder(folder: Path) -> Float[Tensor, "1 n d"]:
             f"{folder} has neither {NULL_CONDITION_NAME} nor both text_encoder/ and tokenizer/, expected one of the two: "
             "without it there is no null condition; download the whole Stable Diffusion folder"
         )
+    tokenizer, text_encoder = load_text_encoder(folder)
+    length = text_encoder.config.max_position_embeddings
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return text_encoder(tokens.input_ids).last_hidden_state.float()
+
+
+def load_text_encoder(folder: Path) -> tuple[Any, nn.Module]:
+    """The CLIP tokenizer and text encoder of a Stable Diffusion folder, in fp32. Raises when weights are missing."""
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
@@ -152,10 +161,7 @@ def null_condition_of_text_encoder(folder: Path) -> Float[Tensor, "1 n d"]:
         raise HybridTokenizerError(
             f"the text encoder in {folder} lacks {shorten(sorted(report['missing_keys']))}; download the folder again"
         )
-    length = text_encoder.config.max_position_embeddings
-    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    with torch.no_grad():
-        return text_encoder(tokens.input_ids).last_hidden_state.float()
+    return tokenizer, text_encoder.eval()
 
 
 def first_line(error: Exception) -> str:

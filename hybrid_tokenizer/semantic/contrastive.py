@@ -14,6 +14,9 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.semantic.modules import INITIAL_STD, QFormer, additive_mask, causal_mask, init_linear
 
+HEADS_FOLDER = "heads"
+"""Where stage 1 leaves its heads in a tokenizer's folder, and looks for them when it starts from that folder."""
+
 
 @dataclass
 class ContrastiveConfig:
@@ -139,6 +142,11 @@ class TextPath(nn.Module):
         return hidden
 
 
+def floor_value(value: Float[Tensor, ""], floor: float) -> Float[Tensor, ""]:
+    """`value`, not below `floor`. The gradient passes the floor, so that a parameter below it can rise again."""
+    return value + (value.clamp_min(floor) - value).detach()
+
+
 class ContrastiveHeads(nn.Module):
     """Stage 1's own parameters. The Q-Former is passed in, so that it is trained but never stored here."""
 
@@ -161,10 +169,8 @@ class ContrastiveHeads(nn.Module):
         return F.normalize(self.text_projection(self.text(qformer, input_ids, text_mask)[:, 0]), dim=-1)
 
     def divisor(self) -> Float[Tensor, ""]:
-        """The temperature, not below its floor. The gradient passes the floor, so that a low parameter can rise again."""
-        return (
-            self.temperature + (self.temperature.clamp_min(self.config.temperature_floor) - self.temperature).detach()
-        )
+        """The temperature, not below its floor."""
+        return floor_value(self.temperature, self.config.temperature_floor)
 
     def forward(
         self,
@@ -177,7 +183,7 @@ class ContrastiveHeads(nn.Module):
         return self.image_features(causal_embeds), self.text_features(qformer, input_ids, text_mask), self.divisor()
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """`config.json` and `model.safetensors`. Give it a folder of its own, not the tokenizer's."""
+        """`config.json` and `model.safetensors`. Give it a folder of its own: `HEADS_FOLDER` in the tokenizer's."""
         save_component(Path(folder), self.config, self)
 
     @classmethod

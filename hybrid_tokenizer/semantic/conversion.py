@@ -14,11 +14,10 @@ from hybrid_tokenizer.checkpoints.rename import Table, count_layers, dropped_key
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
-from hybrid_tokenizer.semantic.contrastive import ContrastiveConfig, ContrastiveHeads
+from hybrid_tokenizer.semantic.contrastive import HEADS_FOLDER, ContrastiveConfig, ContrastiveHeads
 from hybrid_tokenizer.semantic.tokenizer import SemanticTokenizer
 
 State = dict[str, Tensor]
-HEADS_SUFFIX = "-contrastive-heads"
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,8 @@ def save_encoder(state: State, folder: Path, heads: HeadCounts) -> list[str]:
     text = ContrastiveConfig.matching(config, len(stage1[needed[0]]), len(stage1[needed[1]]), len(stage1[needed[2]]))
     module = ContrastiveHeads(text)
     load_strict(module, stage1, "BLIP-2 checkpoint, stage-1 heads", ignore=["temperature"])  # transformers has none
-    beside = folder.with_name(folder.name + HEADS_SUFFIX)
-    module.save_pretrained(beside)
-    return [*lines, f"stage-1 heads: {len(stage1)} tensors to {beside}"]
+    module.save_pretrained(folder / HEADS_FOLDER)
+    return [*lines, f"stage-1 heads: {len(stage1)} tensors to {folder / HEADS_FOLDER}"]
 
 
 def convert_blip2_lavis(states: Sequence[State], folder: Path, heads: HeadCounts = PUBLISHED) -> list[str]:

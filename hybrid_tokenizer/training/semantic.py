@@ -1,5 +1,7 @@
 """Branch II: stage 1 aligns the last causal embedding with text (eq. 6), stage 2 trains everything after the Q-Former."""
 
+from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.semantic.contrastive import HEADS_FOLDER, ContrastiveConfig, ContrastiveHeads, floor_value
 from hybrid_tokenizer.semantic.losses import QuantizeWeights, contrastive_loss, cosine_loss, generation_loss
 from hybrid_tokenizer.training.objective import Judged, Objective
-from hybrid_tokenizer.training.text import MiniLMText, mean_token_features, text_of
-from hybrid_tokenizer.training.weights import ContrastiveWeights
+from hybrid_tokenizer.training.text import BertTokens, CachedText, CLIPText, MiniLMText, mean_token_features, text_of
+from hybrid_tokenizer.training.weights import QFORMER, ContrastiveWeights
 
 TEACHER_SIZE = 256  # EfficientNet-lite's last stage has stride 32: 8 x 8 positions
 TEACHER_WIDTH = 320
@@ -40,9 +43,10 @@ class SentenceHeads(nn.Module):
 
 
 class ContrastiveObjective(Objective):
-    """Stage 1 of the embedded preset: vision encoder and causal Q-Former against MiniLM sentences.
+    """Stage 1: eq. 6 between the last causal embedding and a caption. How captions become features is the subclass's.
 
-    `model` is the whole tokenizer; what stage 2 trains has no gradient here.
+    `model` is the whole tokenizer; what stage 2 trains has no gradient here. A frozen vision encoder keeps its last
+    LayerNorm trained, as SEED's does.
     """
 
     def __init__(self, model: SemanticTokenizer, weights: ContrastiveWeights):
@@ -50,45 +54,46 @@ class ContrastiveObjective(Objective):
         self.model, self.weights = model, weights
         for part in later_parts(model):
             part.requires_grad_(False)
-        self.heads = SentenceHeads(model.config.width, model.config.vision_width, MiniLMText.width, weights)
-        helpers: dict[str, nn.Module] = {"text": MiniLMText()}
-        if weights.distillation:
-            helpers["teacher"] = EfficientNetDistance("lite0")
-        self.freeze(**helpers)
+        if not weights.train_vision:
+            model.vision.requires_grad_(False)
+            model.vision.body.post_layernorm.requires_grad_(True)
 
+    def train(self, mode: bool = True) -> "ContrastiveObjective":
+        super().train(mode)
+        if not self.weights.train_vision:
+            self.model.vision.eval()
+        return self
+
+    @abstractmethod
     def image_features(self, causal_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b f"]:
-        return F.normalize(self.heads.vision_projection(causal_embeds[:, -1]).float(), dim=-1)
+        """z_i, unit length."""
 
+    @abstractmethod
     def text_features(self, captions: list[str]) -> Float[Tensor, "b f"]:
-        return F.normalize(self.heads.text_projection(self.frozen["text"].sentence_features(captions)).float(), dim=-1)
+        """t_i, unit length."""
+
+    @abstractmethod
+    def divisor(self) -> Float[Tensor, ""]:
+        """The temperature, not below its floor."""
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        images = batch["images"]
-        image_embeds = self.model.image_embeds(images)
+        image_embeds = self.model.image_embeds(batch["images"])
         causal_embeds = self.model.causal_qformer(image_embeds)
         contrastive = contrastive_loss(
             self.image_features(causal_embeds),
             self.text_features(text_of(batch)),
-            self.heads.temperature.clamp_min(self.weights.temperature_floor),
+            self.divisor(),
             label_smoothing=self.weights.label_smoothing,
             literal_eq6=self.weights.literal_eq6,
             reference_gather=self.weights.reference_gather,
         )
-        losses = {"contrastive": contrastive, "temperature": self.heads.temperature.detach()}
-        total = contrastive
-        if self.weights.distillation:
-            losses["distillation"] = self.distillation(image_embeds, images)
-            total = total + self.weights.distillation * losses["distillation"]
-        return {**losses, "total": total}
+        further = self.further_losses(batch, image_embeds)
+        total = contrastive + sum(getattr(self.weights, name) * value for name, value in further.items())
+        return {"contrastive": contrastive, "temperature": self.divisor().detach(), **further, "total": total}
 
-    def distillation(self, image_embeds: Tensor, images: Tensor) -> Float[Tensor, ""]:
-        """1 - cosine between each patch's prediction and the teacher's features there."""
-        with torch.no_grad():
-            target = self.frozen["teacher"].features(resize_bicubic(images, (TEACHER_SIZE, TEACHER_SIZE)))[-1]
-        side = round((image_embeds.shape[1] - 1) ** 0.5)
-        patches = rearrange(self.heads.teacher(image_embeds[:, 1:]), "b (h w) d -> b d h w", h=side)
-        pooled = F.adaptive_avg_pool2d(patches.float(), target.shape[-2:])
-        return (1 - F.cosine_similarity(pooled, target, dim=1)).mean()
+    def further_losses(self, batch: dict[str, Any], image_embeds: Tensor) -> dict[str, Float[Tensor, ""]]:
+        """Losses beside eq. 6, each with a weight of its name."""
+        return {}
 
     def judge(self, batches: list[dict[str, Any]]) -> Judged:
         """Retrieval over the validation pairs, both directions."""
@@ -105,17 +110,111 @@ class ContrastiveObjective(Objective):
         self.model.save_pretrained(folder)
 
 
+class SentenceContrastive(ContrastiveObjective):
+    """Captions by the frozen sentence encoder of the embedded preset and a projection."""
+
+    def __init__(self, model: SemanticTokenizer, weights: ContrastiveWeights):
+        super().__init__(model, weights)
+        self.heads = SentenceHeads(model.config.width, model.config.vision_width, MiniLMText.width, weights)
+        helpers: dict[str, nn.Module] = {"text": MiniLMText()}
+        if weights.distillation:
+            helpers["teacher"] = EfficientNetDistance("lite0")
+        self.freeze(**helpers)
+
+    def image_features(self, causal_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b f"]:
+        return F.normalize(self.heads.vision_projection(causal_embeds[:, -1]).float(), dim=-1)
+
+    def text_features(self, captions: list[str]) -> Float[Tensor, "b f"]:
+        return F.normalize(self.heads.text_projection(self.frozen["text"].sentence_features(captions)).float(), dim=-1)
+
+    def divisor(self) -> Float[Tensor, ""]:
+        return floor_value(self.heads.temperature, self.weights.temperature_floor)
+
+    def further_losses(self, batch: dict[str, Any], image_embeds: Tensor) -> dict[str, Float[Tensor, ""]]:
+        return {"distillation": self.distillation(image_embeds, batch["images"])} if self.weights.distillation else {}
+
+    def distillation(self, image_embeds: Tensor, images: Tensor) -> Float[Tensor, ""]:
+        """1 - cosine between each patch's prediction and the teacher's features there."""
+        with torch.no_grad():
+            target = self.frozen["teacher"].features(resize_bicubic(images, (TEACHER_SIZE, TEACHER_SIZE)))[-1]
+        side = round((image_embeds.shape[1] - 1) ** 0.5)
+        patches = rearrange(self.heads.teacher(image_embeds[:, 1:]), "b (h w) d -> b d h w", h=side)
+        pooled = F.adaptive_avg_pool2d(patches.float(), target.shape[-2:])
+        return (1 - F.cosine_similarity(pooled, target, dim=1)).mean()
+
+
+class QFormerContrastive(ContrastiveObjective):
+    """BLIP-2's and SEED's way: captions through the causal Q-Former's self-attention, compared by their [CLS] output.
+
+    The heads are exported beside the tokenizer, so that stage 1 can go on from there.
+    """
+
+    def __init__(
+        self, model: SemanticTokenizer, weights: ContrastiveWeights, heads: ContrastiveHeads, tokens: BertTokens
+    ):
+        super().__init__(model, weights)
+        if tokens.vocab_size > heads.config.vocab_size:
+            raise HybridTokenizerError(
+                f"the tokenizer has {tokens.vocab_size} words, the stage-1 heads {heads.config.vocab_size}; "
+                "give the tokenizer that they were trained with as contrastive.tokenizer"
+            )
+        heads.config = replace(heads.config, temperature_floor=weights.temperature_floor)
+        self.heads, self.tokens = heads, tokens
+        self.freeze()
+
+    def image_features(self, causal_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b f"]:
+        return F.normalize(self.heads.image_features(causal_embeds).float(), dim=-1)
+
+    def text_features(self, captions: list[str]) -> Float[Tensor, "b f"]:
+        ids, mask = (tensor.to(self.heads.temperature.device) for tensor in self.tokens(captions))
+        return F.normalize(self.heads.text_features(self.model.causal_qformer, ids, mask).float(), dim=-1)
+
+    def divisor(self) -> Float[Tensor, ""]:
+        return self.heads.divisor()
+
+    def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
+        super().export(folder, val_batches)
+        self.heads.save_pretrained(folder / HEADS_FOLDER)
+
+
+def build_contrastive(model: SemanticTokenizer, weights: ContrastiveWeights, init: str | None) -> ContrastiveObjective:
+    """Stage 1 as `weights.text` says. `init` is the folder that `model` came from: its heads, if it has any, go on."""
+    if weights.text != QFORMER:
+        return SentenceContrastive(model, weights)
+    tokens = BertTokens(weights.tokenizer)
+    stored = None if init is None else Path(init) / HEADS_FOLDER
+    if stored is not None and stored.is_dir():
+        heads = ContrastiveHeads.from_pretrained(stored)
+    else:
+        print(f"stage-1 heads start from random weights ({stored or 'semantic.init'} is not there)", flush=True)
+        sizes = ContrastiveConfig.matching(model.config, tokens.vocab_size, feature_width=weights.feature_width)
+        heads = ContrastiveHeads(replace(sizes, temperature=weights.temperature))
+    return QFormerContrastive(model, weights, heads, tokens)
+
+
 class QuantizeObjective(Objective):
     """Stage 2: vision encoder and causal Q-Former frozen; codebook, stacks and reverse Q-Former trained."""
 
-    def __init__(self, model: SemanticTokenizer, weights: QuantizeWeights):
+    def __init__(
+        self,
+        model: SemanticTokenizer,
+        weights: QuantizeWeights,
+        text: MiniLMText | CLIPText | CachedText | None = None,
+    ):
+        """text: the frozen tower of eq. 8, as wide as the generation embeddings; None is the embedded sentence encoder."""
         super().__init__()
         if model.cosine is None:
             raise HybridTokenizerError("stage=quantize needs the cosine stack of eq. 7; set semantic.cosine_stack=true")
+        text = MiniLMText() if text is None else text
+        if text.width != model.config.generation_width:
+            raise HybridTokenizerError(
+                f"the text encoder is {text.width} wide, the generation embeddings {model.config.generation_width}; "
+                "give the text encoder of the Stable Diffusion in use as quantize.text, or set semantic.generation_width"
+            )
         self.model, self.weights = model, weights
         for part in (model.vision, model.causal_qformer):
             part.requires_grad_(False)
-        self.freeze(text=MiniLMText())
+        self.freeze(text=text)
 
     def train(self, mode: bool = True) -> "QuantizeObjective":
         super().train(mode)

@@ -1,13 +1,17 @@
-"""Loss weights of the stages. The losses themselves leave the branches unweighted."""
+"""Loss weights and choices of the stages. The losses themselves leave the branches unweighted."""
 
 from dataclasses import dataclass
 
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.semantic.losses import QuantizeWeights
+
+SENTENCE, QFORMER = "sentence", "qformer"
+MINILM = "minilm"
 
 
 def check_weights(weights: object) -> None:
     """No weight is negative."""
-    negative = {name: value for name, value in vars(weights).items() if value < 0}
+    negative = {name: value for name, value in vars(weights).items() if isinstance(value, int | float) and value < 0}
     if negative:
         raise HybridTokenizerError(f"loss weights must not be negative; got {negative}")
 
@@ -58,8 +62,16 @@ class UNetLossWeights:
 
 @dataclass
 class ContrastiveWeights:
-    """Stage 1. Eq. 6 has weight 1; `distillation` teaches a vision encoder that starts from random weights."""
+    """Stage 1. Eq. 6 has weight 1; `distillation` teaches a vision encoder that starts from random weights.
 
+    `text: sentence` projects a frozen sentence encoder's features; `text: qformer` is BLIP-2's way, captions through the
+    causal Q-Former's own self-attention, with the BERT tokenizer in the folder `tokenizer` (null: the embedded one).
+    `train_vision: false` freezes the vision encoder but for its last LayerNorm, as SEED does.
+    """
+
+    text: str = SENTENCE
+    tokenizer: str | None = None
+    train_vision: bool = True
     distillation: float = 1.0
     feature_width: int = 256
     temperature: float = 0.07
@@ -70,3 +82,44 @@ class ContrastiveWeights:
 
     def __post_init__(self) -> None:
         check_weights(self)
+        if self.text not in (SENTENCE, QFORMER):
+            raise HybridTokenizerError(f"contrastive.text={self.text!r} is unknown; use {SENTENCE} or {QFORMER}")
+        if self.distillation and (self.text != SENTENCE or not self.train_vision):
+            raise HybridTokenizerError(
+                f"contrastive.distillation={self.distillation} teaches a vision encoder from random weights, with "
+                f"text={SENTENCE} and train_vision=true; set contrastive.distillation=0"
+            )
+
+    @classmethod
+    def tiny(cls) -> "ContrastiveWeights":
+        """The embedded preset's."""
+        return cls()
+
+    @classmethod
+    def sd15(cls) -> "ContrastiveWeights":
+        """SEED's."""
+        return cls(text=QFORMER, train_vision=False, distillation=0.0)
+
+
+@dataclass
+class QuantizeStage(QuantizeWeights):
+    """Stage 2. `text` gives eq. 8's targets: "minilm", or the folder of the Stable Diffusion in use (null: not given yet).
+
+    `text_cache_mb` of host memory keep the features of captions that were met before; 0 computes them every time.
+    """
+
+    text: str | None = MINILM
+    text_cache_mb: int = 0
+
+    def __post_init__(self) -> None:
+        check_weights(self)
+
+    @classmethod
+    def tiny(cls) -> "QuantizeStage":
+        """The embedded preset's: its tower is cheaper than its memory."""
+        return cls()
+
+    @classmethod
+    def sd15(cls) -> "QuantizeStage":
+        """SEED's; the folder has to be given."""
+        return cls(text=None, text_cache_mb=4096)

@@ -97,7 +97,7 @@ def test_blip2_of_lavis_gives_an_encoder_and_stage1_heads(tmp_path):
     pretrained = {key: value for key, value in state.items() if not key.startswith("visual_encoder.")}
     convert_blip2_lavis([pretrained, eva_file(state)], tmp_path / "semantic", HeadCounts(4, 4, 4))
     tokenizer = SemanticTokenizer.from_pretrained(tmp_path / "semantic")
-    heads = ContrastiveHeads.from_pretrained(tmp_path / "semantic-contrastive-heads").eval()
+    heads = ContrastiveHeads.from_pretrained(tmp_path / "semantic" / "heads").eval()
     with torch.no_grad():
         causal_embeds = tokenizer.causal_qformer(tokenizer.vision(inputs["image"]))
         images, text, temperature = heads(
@@ -137,7 +137,7 @@ def test_blip2_of_transformers_has_the_models_own_features(tmp_path):
         tokenizer.causal_qformer.causal = False
         expected = model.qformer(model.query_tokens.expand(2, -1, -1), encoder_hidden_states=features).last_hidden_state
         torch.testing.assert_close(tokenizer.causal_qformer(tokenizer.vision(pixels)), expected)
-    heads = ContrastiveHeads.from_pretrained(tmp_path / "semantic-contrastive-heads")
+    heads = ContrastiveHeads.from_pretrained(tmp_path / "semantic" / "heads")
     assert torch.equal(heads.vision_projection.weight, model.vision_projection.weight)
     assert heads.temperature.item() == pytest.approx(0.07)
     assert any("itm_head" in line for line in lines)
