@@ -50,13 +50,9 @@ def half_table(
     return table
 
 
-def skeleton_to_guide(state: dict[str, Tensor], dropped: Table, source: str) -> dict[str, Tensor]:
-    """Encoder, codebook and decoder under Branch I's names; total, so a key that is not understood raises."""
-    if "quantize.embedding.weight" not in state:
-        raise HybridTokenizerError(
-            f"{source} has no quantize.embedding.weight; a Gumbel VQGAN or a file of another model can not start Branch I"
-        )
-    table: Table = {
+def skeleton_table(state: dict[str, Tensor]) -> Table:
+    """Encoder, decoder and the convolutions around the codebook: everything but the codebook and what is dropped."""
+    return {
         **half_table(state, "encoder", "down", "down_blocks", ("downsample", "downsamplers"), "group_norm"),
         **half_table(
             state, "decoder", "up", "up_blocks", ("upsample", "upsamplers"),
@@ -64,9 +60,16 @@ def skeleton_to_guide(state: dict[str, Tensor], dropped: Table, source: str) -> 
         ),
         "quant_conv.": "quant_conv.",
         "post_quant_conv.": "post_quant_conv.",
-        "quantize.embedding.": "quantizer.embedding.",
-        **dropped,
     }  # fmt: skip
+
+
+def skeleton_to_guide(state: dict[str, Tensor], dropped: Table, source: str) -> dict[str, Tensor]:
+    """Encoder, codebook and decoder under Branch I's names; total, so a key that is not understood raises."""
+    if "quantize.embedding.weight" not in state:
+        raise HybridTokenizerError(
+            f"{source} has no quantize.embedding.weight; a Gumbel VQGAN or a file of another model can not start Branch I"
+        )
+    table: Table = {**skeleton_table(state), "quantize.embedding.": "quantizer.embedding.", **dropped}
     return {key: squeeze_attention(key, value) for key, value in rename_keys(state, table, source).items()}
 
 
@@ -80,18 +83,29 @@ def is_spatial(state: dict[str, Tensor]) -> bool:
     return any(key.startswith("decoder.norm_out.conv_y.") for key in state)
 
 
-def skeleton_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
-    """`GuideConfig` fields of the checkpoint's own architecture, with the quantizer's as a nested dict."""
+def body_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    """`GuideConfig` fields of the encoder and the decoder."""
     sizes: dict[str, Any] = {"norm_type": "spatial" if is_spatial(state) else "group"}
     for half, levels, surplus in (("encoder", "down", 0), ("decoder", "up", 1)):
         prefixes = [f"{half}.{levels}.{level}." for level in range(count_layers(state, f"{half}.{levels}."))]
-        sizes[f"{half}_channels"] = [state[f"{prefix}block.0.conv1.weight"].shape[0] for prefix in prefixes]
+        firsts = [f"{prefix}block.0.conv1.weight" for prefix in prefixes]
+        absent = [key for key in (*firsts, "quant_conv.weight") if key not in state]
+        if absent or not prefixes:
+            raise HybridTokenizerError(
+                f"the checkpoint has no {', '.join(absent) or half + '.' + levels}; it is incomplete or of another model"
+            )
+        sizes[f"{half}_channels"] = [state[key].shape[0] for key in firsts]
         sizes[f"{half}_layers"] = count_layers(state, f"{prefixes[0]}block.") - surplus
         sizes[f"{half}_attention"] = [i for i, prefix in enumerate(prefixes) if count_layers(state, f"{prefix}attn.")]
-    codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
     sizes["z_channels"] = state["quant_conv.weight"].shape[1]
-    sizes["quantizer"] = {"kind": "vq", "codebook_size": codebook_size, "codebook_dim": codebook_dim}
     return sizes
+
+
+def skeleton_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    """`GuideConfig` fields of the checkpoint's own architecture, with the quantizer's as a nested dict."""
+    codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
+    quantizer = {"kind": "vq", "codebook_size": codebook_size, "codebook_dim": codebook_dim}
+    return {**body_sizes(state), "quantizer": quantizer}
 
 
 def taming_to_guide(
@@ -99,3 +113,23 @@ def taming_to_guide(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights under Branch I's names, and the `GuideConfig` fields that they fit. 1x1 quantizing convolutions only."""
     return skeleton_to_guide(state, DROPPED, source), skeleton_sizes(state)
+
+
+def gumbel_to_skeleton(
+    state: dict[str, Tensor], source: str = "Gumbel VQGAN checkpoint"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A Gumbel VQGAN: its codebook is `quantize.embed`, and a 1x1 convolution `quantize.proj` gives one logit a code."""
+    for key in ("quantize.embed.weight", "quantize.proj.weight"):
+        if key not in state:
+            raise HybridTokenizerError(f"{source} has no {key}; it is no Gumbel VQGAN: load it as vqgan")
+    table: Table = {
+        **skeleton_table(state),
+        "quantize.embed.": "quantizer.embedding.",
+        "quantize.proj.": "quantizer.projection.",
+        **DROPPED,
+    }
+    converted = {key: squeeze_attention(key, value) for key, value in rename_keys(state, table, source).items()}
+    converted["quantizer.projection.weight"] = converted["quantizer.projection.weight"][:, :, 0, 0]
+    codebook_size, codebook_dim = state["quantize.embed.weight"].shape
+    quantizer = {"codebook_size": codebook_size, "codebook_dim": codebook_dim}
+    return converted, {**body_sizes(state), "quantizer": quantizer}

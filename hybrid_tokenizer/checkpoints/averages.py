@@ -1,0 +1,37 @@
+"""Averaged copies of weights beside the raw ones, as latent-diffusion's `LitEma` stores them."""
+
+from torch import Tensor
+
+from hybrid_tokenizer.checkpoints.files import shorten
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+AVERAGED = "model_ema."
+COUNTERS = ("decay", "num_updates")
+
+
+def prefer_averages(state: dict[str, Tensor], source: str, ignored: tuple[str, ...] = ("loss.",)) -> dict[str, Tensor]:
+    """The state dict with each weight replaced by its average, where the file has averages; their copies are gone.
+
+    A copy is called `model_ema.` and the weight's name without its dots. `ignored` are prefixes of weights that nobody
+    reads; all others must have their copy, since a model of both kinds is neither.
+    """
+    averages = {key.removeprefix(AVERAGED): value for key, value in state.items() if key.startswith(AVERAGED)}
+    weights = {key: value for key, value in state.items() if not key.startswith(AVERAGED)}
+    if not averages:
+        return weights
+    names = {key.replace(".", ""): key for key in weights if not key.startswith(ignored)}
+    lacking = sorted(key for dotless, key in names.items() if dotless not in averages)
+    dotless_ignored = tuple(prefix.replace(".", "") for prefix in ignored)
+    unknown = sorted(
+        AVERAGED + key
+        for key in averages
+        if key not in names and key not in COUNTERS and not key.startswith(dotless_ignored)
+    )
+    if lacking or unknown:
+        listed = "; ".join(
+            f"{len(keys)} {what}: {shorten(keys)}"
+            for what, keys in (("weights without an average", lacking), ("averages without a weight", unknown))
+            if keys
+        )
+        raise HybridTokenizerError(f"{source}: its averaged weights do not fit: {listed}; download the file again")
+    return weights | {key: averages[dotless] for dotless, key in names.items()}
