@@ -1,0 +1,335 @@
+"""LaVIT's dynamic visual tokenizer (Jin et al. 2023) and its token decoders.
+
+A selector keeps some of the patches, a merger writes what the dropped ones say into the kept ones, and those are quantized:
+an image costs as many tokens as patches are kept. Which are kept is drawn at random, at inference too.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.lavit import decoder_to_model, encoder_to_model
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import normalize_clip
+from hybrid_tokenizer.quantizers import nearest_codes
+from hybrid_tokenizer.semantic import SemanticConfig
+from hybrid_tokenizer.semantic.modules import VisionEncoder, task_layer
+
+LLM_OFFSET = 32002
+"""LaVIT's language model has 32000 text ids, then the image's start and end."""
+NORM_EPS = 1e-5
+POLICY_EPS = 1e-6
+MASKED = -10000.0
+
+
+@dataclass
+class LavitConfig:
+    """The tokenizer. Sizes default to the published ones."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1408
+    vision_layers: int = 40
+    vision_heads: int = 16
+    vision_mlp_width: int = 6144
+    merger_layers: int = 12
+    merger_heads: int = 16
+    merger_mlp_width: int = 6144
+    codebook_size: int = 16384
+    codebook_dim: int = 32
+
+    def __post_init__(self) -> None:
+        for name, heads in (("vision_heads", self.vision_heads), ("merger_heads", self.merger_heads)):
+            if self.width % heads:
+                raise HybridTokenizerError(f"{name}={heads} must divide the width {self.width}; choose a divisor")
+
+
+@dataclass
+class LavitDecoderConfig:
+    """A token decoder: one projection to the U-Net's states (low resolution), or two and a pooled one (high)."""
+
+    num_queries: int = 256
+    width: int = 1408
+    codebook_dim: int = 32
+    layers: int = 12
+    heads: int = 16
+    mlp_width: int = 6144
+    out_width: int = 1408
+    condition_widths: tuple[int, ...] = (768,)
+    pooled_width: int | None = None
+
+    def __post_init__(self) -> None:
+        self.condition_widths = tuple(self.condition_widths)
+        if self.width % self.heads or self.out_width % self.heads:
+            raise HybridTokenizerError(f"heads={self.heads} must divide the widths {self.width} and {self.out_width}")
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """Queries of one sequence over keys of another, under a policy or under an additive mask."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b q d"],
+        source: Float[Tensor, "b k d"],
+        policy: Float[Tensor, "b 1 _ k"] | None = None,
+        mask: Float[Tensor, "b 1 1 k"] | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        query, key, value = (
+            rearrange(part, "b n (h d) -> b h n d", h=self.heads)
+            for part in (self.query(x), self.key(source), self.value(source))
+        )
+        if policy is None:
+            output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            scores = query @ rearrange(key, "b h k d -> b h d k") * query.shape[-1] ** -0.5
+            output = softmax_with_policy(scores, policy) @ value
+        return self.proj(rearrange(output, "b h n d -> b n (h d)"))
+
+
+def softmax_with_policy(scores: Float[Tensor, "b h q k"], policy: Float[Tensor, "b 1 _ k"]) -> Float[Tensor, "b h q k"]:
+    """DynamicViT's softmax over the keys that `policy` lets through (1) as the reference has it.
+
+    The maximum is that of all scores, and a small constant stands in numerator and denominator: with nothing let through
+    the result is the uniform mean.
+    """
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).float().exp() * policy.float()
+    weights = (weights + POLICY_EPS / scores.shape[-1]) / (weights.sum(dim=-1, keepdim=True) + POLICY_EPS)
+    return weights.to(scores.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention, cross-attention and MLP, of the merger and of the token decoders."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int):
+        super().__init__()
+        self.norm0 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.self_attention = Attention(width, heads)
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.cross_attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b q d"],
+        source: Float[Tensor, "b k d"],
+        self_policy: Float[Tensor, "b 1 q q"] | None = None,
+        cross_policy: Float[Tensor, "b 1 1 k"] | None = None,
+        cross_mask: Float[Tensor, "b 1 1 k"] | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        normed = self.norm0(x)
+        x = x + self.self_attention(normed, normed, self_policy)
+        x = x + self.cross_attention(self.norm1(x), source, cross_policy, cross_mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class Selector(nn.Module):
+    """Log-probabilities of keeping (0) and dropping (1) each patch, from itself and from the image's mean."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.local = nn.Sequential(nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, width), nn.GELU())
+        self.score = nn.Sequential(
+            nn.Linear(width, width // 2), nn.GELU(),
+            nn.Linear(width // 2, width // 4), nn.GELU(),
+            nn.Linear(width // 4, 2), nn.LogSoftmax(dim=-1),
+        )  # fmt: skip
+
+    def forward(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b n 2"]:
+        x = self.local(features)
+        half = x.shape[-1] // 2
+        pooled = x[..., half:].mean(dim=1, keepdim=True).expand(-1, x.shape[1], -1)
+        return self.score(torch.cat([x[..., :half], pooled], dim=-1))
+
+
+class LavitTokenizer(nn.Module):
+    """Images to a varying number of codes each."""
+
+    def __init__(self, config: LavitConfig):
+        super().__init__()
+        self.config = config
+        # Branch II's tower is the same EVA-CLIP; LaVIT reads all of its blocks, and its own norm takes `ln_vision`'s place
+        self.vision = VisionEncoder(
+            SemanticConfig(
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                vision_width=config.width,
+                vision_layers=config.vision_layers,
+                vision_heads=config.vision_heads,
+                vision_mlp_width=config.vision_mlp_width,
+            )
+        )
+        self.selector = Selector(config.width)
+        self.merger = nn.ModuleList(
+            Block(config.width, config.merger_heads, config.merger_mlp_width) for _ in range(config.merger_layers)
+        )
+        self.merger_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.encode_task = task_layer(config.width, config.width, config.codebook_dim)
+        self.quantizer = nn.ModuleDict({"embedding": nn.Embedding(config.codebook_size, config.codebook_dim)})
+
+    @property
+    def codebook(self) -> Float[Tensor, "k d"]:
+        """The codes; unit vectors when training began, not normalised since."""
+        return self.quantizer["embedding"].weight
+
+    def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
+        """The tower's patches, without its class token. Resized bicubic without antialiasing, as the reference does."""
+        size = (self.config.image_size, self.config.image_size)
+        if tuple(images.shape[-2:]) != size:
+            images = F.interpolate(images, size=size, mode="bicubic")
+        return self.vision.raw(normalize_clip(images))[:, 1:]
+
+    def merge(self, features: Float[Tensor, "b n d"], kept: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """All patches after the merger; only the kept ones go on.
+
+        A patch attends to the kept ones up to itself and to itself, then to the dropped ones.
+        """
+        source = self.vision.body.post_layernorm(features)
+        positions = torch.arange(features.shape[1], device=features.device)
+        causal = (positions[None] <= positions[:, None]).to(kept.dtype)
+        itself = torch.eye(len(positions), device=kept.device, dtype=kept.dtype)
+        visible = rearrange(kept, "b k -> b 1 1 k")
+        self_policy = (visible + (1 - visible) * itself) * causal
+        for block in self.merger:
+            features = block(features, source, self_policy, 1 - visible)
+        return self.merger_norm(features)
+
+    def lookup(self, projected: Float[Tensor, "m d"]) -> Int[Tensor, "m"]:
+        """The code nearest to the normalised features."""
+        return nearest_codes(F.normalize(projected, dim=-1), self.codebook)
+
+    @torch.no_grad()
+    def encode(
+        self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None
+    ) -> tuple[Int[Tensor, "_"], ...]:
+        """One sequence of indices an image, of varying length. An image of which no patch is kept gets its likeliest one."""
+        features = self.features(images)
+        scores = self.selector(features.float())
+        kept = draw_kept(scores, generator)
+        merged = self.merge(features, kept.to(features.dtype))
+        return tuple(self.lookup(self.encode_task(rows[mask])) for rows, mask in zip(merged, kept, strict=True))
+
+
+def draw_kept(log_probs: Float[Tensor, "b n 2"], generator: torch.Generator | None = None) -> Bool[Tensor, "b n"]:
+    """A Gumbel draw a patch, from one stream an image: the result does not depend on what else is in the batch.
+
+    At least one patch is kept, the likeliest, since an image without tokens can not be decoded.
+    """
+    seed = torch.randint(2**62, (), generator=generator).item()
+    uniform = torch.stack(
+        [torch.rand(log_probs.shape[1:], generator=torch.Generator().manual_seed(seed)) for _ in log_probs]
+    ).to(log_probs.device)
+    noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+    noisy = log_probs + noise
+    kept = noisy[..., 0] > noisy[..., 1]
+    likeliest = F.one_hot(log_probs[..., 0].argmax(dim=1), log_probs.shape[1]).bool()
+    return torch.where(kept.any(dim=1, keepdim=True), kept, likeliest)
+
+
+class AttentionPool(nn.Module):
+    """CLIP's pooling: the mean asks all tokens. Only that query is computed."""
+
+    def __init__(self, num_tokens: int, width: int, heads: int, out_width: int):
+        super().__init__()
+        self.heads = heads
+        self.position_embeds = nn.Parameter(torch.zeros(num_tokens + 1, width))
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, out_width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.position_embeds
+        query, key, value = (
+            rearrange(part, "b n (h d) -> b h n d", h=self.heads)
+            for part in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
+        )
+        pooled = F.scaled_dot_product_attention(query, key, value)
+        return self.c_proj(rearrange(pooled, "b h 1 d -> b (h d)"))
+
+
+class LavitTokenDecoder(nn.Module):
+    """Codes to the condition of a U-Net."""
+
+    def __init__(self, config: LavitDecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(config.codebook_dim, config.width)
+        self.position_embeds = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
+        self.query_embeds = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_width) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.decode_task = task_layer(config.width, config.width, config.out_width)
+        self.projections = nn.ModuleList(nn.Linear(config.out_width, width) for width in config.condition_widths)
+        self.pool = (
+            AttentionPool(config.num_queries, config.out_width, config.heads, config.pooled_width)
+            if config.pooled_width is not None
+            else None
+        )
+
+    def forward(
+        self, codes: tuple[Float[Tensor, "_ d"], ...]
+    ) -> tuple[Float[Tensor, "b q e"], Float[Tensor, "b p"] | None]:
+        """One sequence of codes an image to cross-attention states, and the pooled ones of the high-resolution decoder.
+
+        A code's position is its place among the kept ones, not its patch's.
+        """
+        lengths = torch.tensor([len(sequence) for sequence in codes], device=self.query_embeds.device)
+        longest = int(lengths.max())
+        if longest > self.config.num_queries or lengths.min() < 1:
+            raise HybridTokenizerError(
+                f"sequences of {lengths.tolist()} codes; this decoder takes 1..{self.config.num_queries} an image"
+            )
+        padded = nn.utils.rnn.pad_sequence([self.embed(sequence) for sequence in codes], batch_first=True)
+        padded = padded + self.position_embeds[:, :longest]
+        present = torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
+        mask = rearrange((~present).to(padded.dtype) * MASKED, "b k -> b 1 1 k")
+        hidden = self.query_embeds.expand(len(codes), -1, -1)
+        for block in self.blocks:
+            hidden = block(hidden, padded, cross_mask=mask)
+        hidden = self.decode_task(self.norm(hidden))
+        condition = torch.cat([projection(hidden) for projection in self.projections], dim=-1)
+        return condition, None if self.pool is None else self.pool(hidden)
+
+
+def build_tokenizer(
+    state: dict[str, Tensor], source: str, vision_heads: int = 16, merger_heads: int = 16
+) -> LavitTokenizer:
+    """The tokenizer from `checkpoints.lavit.join_files` of its two files; the weights do not tell the heads."""
+    converted, sizes = encoder_to_model(state, source)
+    model = LavitTokenizer(LavitConfig(**sizes, vision_heads=vision_heads, merger_heads=merger_heads))
+    load_strict(model, converted, source)
+    return model.eval()
+
+
+def build_token_decoder(state: dict[str, Tensor], source: str, heads: int = 16) -> LavitTokenDecoder:
+    """A token decoder from its file."""
+    converted, sizes = decoder_to_model(state, source)
+    model = LavitTokenDecoder(LavitDecoderConfig(**sizes, heads=heads))
+    load_strict(model, converted, source)
+    return model.eval()
