@@ -98,7 +98,10 @@ def compare(fixture: str, kind: str, tensor: str, expected: Tensor, produced: Te
 
 
 def read_fixture(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors of a fixture by part (`state`, `in`, `out`), floats in fp32, and its `config`."""
+    """The tensors of a fixture by part (`state`, `in`, `out`), floats in fp32, and its `config`.
+
+    `size_overrides`, where the description has them beside the reference's own config, become a part of it.
+    """
     parts: dict[str, dict[str, Tensor]] = {"state": {}, "in": {}, "out": {}}
     for key, value in load_tensors(path).items():
         part, _, name = key.partition(".")
@@ -110,7 +113,8 @@ def read_fixture(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     description = read_json(path.with_suffix(".json"))
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict) or not parts["out"]:
         raise HybridTokenizerError(f"{path} is not a fixture: its JSON needs a `config`, its tensors an `out.*`")
-    return parts, description["config"]
+    overrides = {key: description[key] for key in ("size_overrides",) if key in description}
+    return parts, description["config"] | overrides
 
 
 def check_fixture(path: Path) -> list[Row]:

@@ -28,6 +28,16 @@ FAMILIES = {
         "seed_stage2_loss",
     ),
     "hybrid_tokenizer.parity.vq": ("movq", "taming_vqgan"),
+    "hybrid_tokenizer.parity.baselines": (
+        "taming_gumbel",
+        "var_vqvae",
+        "magvit2_lfq",
+        "ibq",
+        "llamagen_vq",
+        "titok_legacy",
+        "titok_rgb",
+        "lavit_tokenizer",
+    ),
 }
 KINDS = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
 

@@ -15,6 +15,8 @@ class Tolerance(NamedTuple):
 TABLE: tuple[tuple[str, str, Tolerance], ...] = (
     (r"eva_vit|lavis_qformer|seed.*|lavit_tokenizer", r".*", Tolerance(1e-4)),
     (r".*", r".*grad.*", Tolerance(1e-4, relative=True)),
+    # logits are latents times a matrix: fp32 rounding of the reference alone moves them by 1.9e-5 where they reach 15
+    (r"taming_gumbel", r"logits", Tolerance(2e-5, relative=True)),
     (r".*", r"(train_)?rec.*", Tolerance(1e-4)),  # images
     (r".*", r".*", Tolerance(2e-5)),  # latents
 )
