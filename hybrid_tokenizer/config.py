@@ -12,7 +12,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
@@ -154,6 +154,8 @@ def main(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], Non
 
 def one_line(error: Exception) -> str:
     """An error's text without line breaks, OmegaConf's internal names, and the traceback that loader workers put before it."""
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} has no value; give {error.full_key}=..."
     text = str(error).split("full_key:")[0]
     text = text.rpartition(f"{HybridTokenizerError.__module__}.{HybridTokenizerError.__name__}: ")[2]
     return " ".join(text.split())

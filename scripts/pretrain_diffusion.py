@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.config import PretrainDiffusion, component_config, main
-from hybrid_tokenizer.data.training import CropConfig
 from hybrid_tokenizer.diffusion import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticTokenizer
@@ -29,9 +28,8 @@ def run(config: PretrainDiffusion) -> None:
         semantic = None if config.semantic_folder is None else SemanticTokenizer.from_pretrained(config.semantic_folder)
         objective = UNetObjective(decoder, semantic, config.unet)
         items, held = split_items(config.data, captions=True)
-        crop = CropConfig(config.data.image_size, config.data.crop_scale, config.data.flip)
         stream = cache_latents(
-            output_dir / "cache", items, crop, config.unet.views, config.training.seed, decoder, semantic
+            output_dir / "cache", items, config.data.crop, config.unet.views, config.training.seed, decoder, semantic
         )
         val_batches = validation_batches(held, config.data.image_size, config.training)
     else:

@@ -1,9 +1,10 @@
 """Which images a training run sees."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hybrid_tokenizer.data.training import CropConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 
@@ -22,7 +23,7 @@ class DataConfig:
     val_at_least: int = 8
     image_size: int = 256
     val_image_size: int | None = None
-    crop_scale: tuple[float, float] = (0.7, 1.0)
+    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -41,6 +42,14 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise HybridTokenizerError(f"data.{name}={value} must be at least 1")
+        if len(self.crop_scale) != 2:
+            raise HybridTokenizerError(f"data.crop_scale={self.crop_scale} must be two numbers, e.g. [0.7, 1.0]")
+        self.crop  # noqa: B018  its own check
+
+    @property
+    def crop(self) -> CropConfig:
+        """The random crop of training."""
+        return CropConfig(self.image_size, (self.crop_scale[0], self.crop_scale[1]), self.flip)
 
     @property
     def roots(self) -> list[Path]:

@@ -32,9 +32,9 @@ class CropConfig:
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise HybridTokenizerError(f"crop scale={self.scale} must satisfy 0 < low <= high <= 1, e.g. [0.7, 1.0]")
+            raise HybridTokenizerError(f"crop_scale={list(self.scale)} must satisfy 0 < low <= high <= 1, e.g. [0.7, 1.0]")
         if self.size < 1:
-            raise HybridTokenizerError(f"crop size={self.size} must be at least 1 px")
+            raise HybridTokenizerError(f"image_size={self.size} must be at least 1 px")
 
 
 def random_crop(image: Image.Image, config: CropConfig, rng: np.random.Generator) -> Image.Image:

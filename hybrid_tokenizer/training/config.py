@@ -1,6 +1,6 @@
 """What the loop needs to know, whatever it trains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -28,7 +28,7 @@ class TrainingConfig:
     min_learning_rate: float = 2e-5
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     mixed_precision: str = "auto"
@@ -60,8 +60,8 @@ class TrainingConfig:
             for name in names:
                 if getattr(self, name) < least:
                     raise HybridTokenizerError(f"training.{name}={getattr(self, name)} must be at least {least}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise HybridTokenizerError(f"training.betas={list(self.betas)} must each be in [0, 1), e.g. [0.9, 0.99]")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise HybridTokenizerError(f"training.betas={self.betas} must be two numbers in [0, 1), e.g. [0.9, 0.99]")
         if self.max_grad_norm <= 0:
             raise HybridTokenizerError(
                 f"training.max_grad_norm={self.max_grad_norm} must be positive; inf clips nothing"

@@ -15,7 +15,7 @@ from hybrid_tokenizer.data import (
     read_captions,
 )
 from hybrid_tokenizer.data.config import DataConfig
-from hybrid_tokenizer.data.training import CropConfig, collate
+from hybrid_tokenizer.data.training import collate
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import fit_square, from_pil
@@ -56,8 +56,7 @@ def build_data(
 ) -> tuple[TrainingStream, list[dict[str, Any]]]:
     """The stream, and validation batches of at most `training.max_val_images` centre crops spread over the set."""
     items, held = split_items(data, captions)
-    crop = CropConfig(data.image_size, data.crop_scale, data.flip)
-    return TrainingStream(items, crop, training.seed), validation_batches(
+    return TrainingStream(items, data.crop, training.seed), validation_batches(
         held, data.val_image_size or data.image_size, training
     )
 

@@ -136,6 +136,8 @@ def test_draws_of_ranks_and_starts():
         ({"root": "a", "val_fraction": 0.0}, "data.val_fraction"),
         ({"root": "a", "val_at_least": 0}, "data.val_at_least"),
         ({"root": "a", "image_size": 0}, "data.image_size"),
+        ({"root": "a", "crop_scale": [0.9]}, "data.crop_scale"),
+        ({"root": "a", "crop_scale": [0.9, 0.5]}, "crop_scale"),
         ({"root": "a", "val_image_size": -8}, "data.val_image_size"),
     ],
 )
@@ -153,5 +155,5 @@ def test_roots():
 
 def test_wrong_crops_are_refused():
     for options in ({"scale": (0.9, 0.5)}, {"scale": (0.0, 1.0)}, {"scale": (0.5, 1.1)}, {"size": 0}):
-        with pytest.raises(HybridTokenizerError, match="crop"):
+        with pytest.raises(HybridTokenizerError, match="must"):
             CropConfig(**options)
