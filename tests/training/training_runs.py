@@ -1,0 +1,75 @@
+"""Small training runs: pictures, options, and starts of the scripts in this process or in one of their own."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_GUIDE = (
+    "guide.image_size=32", "guide.norm_num_groups=4", "guide.encoder_channels=[8,8,8]", "guide.decoder_channels=[8,8,8]",
+    "guide.quantizer.codebook_size=32", "data.image_size=32", "data.val_at_least=4", "training.batch_size=2",
+    "training.warmup_steps=0", "training.learning_rate=0.01", "training.num_workers=0", "training.tracker=none",
+    "training.progress=false",
+)  # fmt: skip
+"""A learning rate at which 6 steps move every weight far beyond rounding."""
+
+
+def picture(seed, height=36, width=40):
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_pictures(folder, count=12):
+    """Nested, and of several sizes."""
+    for index in range(count):
+        path = folder / f"n{index % 3}" / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(index, height=36 + index).save(path)
+    return folder
+
+
+def reset_accelerate():
+    """Accelerate keeps one state a process; every run of a test must start as in a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+
+
+def environment(**changes):
+    return os.environ | {"PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"} | changes
+
+
+@pytest.fixture
+def script(monkeypatch, capfd):
+    """Run a script as `python scripts/NAME ARGUMENTS` would, in this process; gives its error (or None), stdout, stderr."""
+    threads = torch.get_num_threads()
+
+    def run(name, *arguments):
+        reset_accelerate()
+        torch.set_num_threads(1)  # whatever the environment gave
+        monkeypatch.setattr(sys, "argv", command(name, *arguments)[1:])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        error = None
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as leaving:
+            error = leaving.code
+        return error, *capfd.readouterr()
+
+    yield run
+    reset_accelerate()
+    torch.set_num_threads(threads)
+
+
+def final_weights(folder):
+    return (folder / "final" / "model.safetensors").read_bytes()
