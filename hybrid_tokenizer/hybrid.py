@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
-from hybrid_tokenizer.images import check_range
+from hybrid_tokenizer.images import check_range, full_resolution_chunk
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
 
@@ -39,11 +40,13 @@ class HybridTokenizer:
     def __init__(
         self, guide: GuideTokenizer, semantic: SemanticTokenizer, diffusion: DiffusionDecoder, name: str = "hybrid"
     ):
-        self.guide = guide.eval()
+        # channels_last is the layout that convolutions are fastest in on CPU and GPU; stored files stay as they are
+        self.guide = guide.eval().to(memory_format=torch.channels_last)
         # Only training reads the cosine stack; without it, the hash and the stored form are those of what is published.
         self.semantic = (semantic.without_cosine_stack() if semantic.config.cosine_stack else semantic).eval()
-        self.diffusion = diffusion.eval()
+        self.diffusion = diffusion.eval().to(memory_format=torch.channels_last)
         self.name = name
+        self._slice_vae()
 
     @property
     def native_size(self) -> int | None:
@@ -63,11 +66,15 @@ class HybridTokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 of all weights rounded to fp16: the same in memory, stored in fp32 or fp16, and on any device.
+        """sha256 of all weights rounded to fp16, and of the diffusion settings that are no weights but decide what its U-Net
+        reads: the same in memory, stored in fp32 or fp16, and on any device.
 
         Taken once: a tokenizer whose weights are trained further is a new HybridTokenizer.
         """
         parts = [state_hash(module, torch.float16) for module in self._modules.values()]
+        config = self.diffusion.config
+        numbers = [[float(value) for value in values] for values in (config.latent_shift, config.latent_scale)]
+        parts.append(json.dumps([config.prediction_type, *numbers]))  # a float's text is exact, as in config.json
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @property
@@ -243,7 +250,12 @@ class HybridTokenizer:
                 codebook = {key: value.clone() for key, value in branch.quantizer.state_dict().items()}
                 branch.to(dtype=dtype)
                 branch.quantizer.float().load_state_dict(codebook)  # rounded codes would be other codes
+        self._slice_vae()
         return self
+
+    def _slice_vae(self) -> None:
+        sliced = full_resolution_chunk(self.device) == 1
+        self.diffusion.vae.enable_slicing() if sliced else self.diffusion.vae.disable_slicing()
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -373,6 +385,12 @@ def _resolve(source: str | Path, revision: str | None) -> Path:
         return PRESETS / text
     if Path(text).is_dir():
         return Path(text)
+    if text == "sd15":
+        raise HybridTokenizerError(
+            "the weights of 'sd15' are not embedded; put a folder together from a trained guide (scripts/train_guide.py "
+            "model=sd15), a SEED v1 conversion (scripts/convert_checkpoint.py seed1 ...) and a Stable Diffusion 1.5 folder, "
+            "and give model_name=any components.guide=DIR components.semantic=DIR components.diffusion=DIR"
+        )
     owner, _, name = text.partition("/")
     if not owner or not name or "/" in name or owner.startswith((".", "~")):
         raise HybridTokenizerError(
