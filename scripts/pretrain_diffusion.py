@@ -11,7 +11,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.training.latents import cache_latents
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.setup import build_data, split_items, start_diffusion, validation_batches
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, split_items, start_diffusion, validation_batches
 from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
 
@@ -23,11 +23,11 @@ def run(config: PretrainDiffusion) -> None:
     output_dir = Path(config.output_dir)
     if config.stage == "vae":
         objective = VAEObjective(decoder, config.vae_loss)
-        stream, val_batches = build_data(config.data, config.training)
+        stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
     elif config.stage == "unet":
         semantic = None if config.semantic_folder is None else SemanticTokenizer.from_pretrained(config.semantic_folder)
         objective = UNetObjective(decoder, semantic, config.unet)
-        items, held = split_items(config.data, captions=True)
+        items, held = split_items(config.data, captions=True, index_folder=output_dir / INDEX_FOLDER)
         stream = cache_latents(
             output_dir / "cache", items, config.data.crop, config.unet.views, config.training.seed, decoder, semantic
         )

@@ -9,16 +9,17 @@ from hybrid_tokenizer.config import TrainGuide, component_config, main
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.training.guide import GuideObjective, start_guide
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.setup import build_data
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data
 
 
 @main("train_guide")
 def run(config: TrainGuide) -> None:
     torch.manual_seed(config.training.seed)
     model = start_guide(component_config(config.guide, GuideConfig), config.guide.init)
-    stream, val_batches = build_data(config.data, config.training)
+    output_dir = Path(config.output_dir)
+    stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
     objective = GuideObjective(model, config.loss)
-    train(objective, stream, val_batches, config.training, Path(config.output_dir), asdict(config))
+    train(objective, stream, val_batches, config.training, output_dir, asdict(config))
 
 
 if __name__ == "__main__":

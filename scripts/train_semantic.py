@@ -10,7 +10,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticConfig
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
-from hybrid_tokenizer.training.setup import build_data, start_semantic
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_semantic
 from hybrid_tokenizer.training.text import build_text
 
 
@@ -25,8 +25,11 @@ def run(config: TrainSemantic) -> None:
         objective = QuantizeObjective(model, config.quantize, text)
     else:
         raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use contrastive or quantize")
-    stream, val_batches = build_data(config.data, config.training, captions=True)
-    train(objective, stream, val_batches, config.training, Path(config.output_dir), asdict(config))
+    output_dir = Path(config.output_dir)
+    stream, val_batches = build_data(
+        config.data, config.training, captions=True, index_folder=output_dir / INDEX_FOLDER
+    )
+    train(objective, stream, val_batches, config.training, output_dir, asdict(config))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 @dataclass
 class DataConfig:
-    """`root` is a folder of images or a list of them; `repeats` says how often an epoch goes through each.
+    """`root` is a folder of images, a folder, .tar or brace pattern of WebDataset shards, or a list of these; `repeats` says
+    how often an epoch goes through each.
 
     `val_root: null` holds out `val_fraction` of each root's files, at least `val_at_least`, by the hash of the relative
     path. Images smaller than the crop are enlarged. `val_image_size: null` judges at `image_size`.

@@ -1,6 +1,7 @@
 """Folders of images, nested or flat, any mode; every failure is an `UnreadableImage` with its path and reason."""
 
 import hashlib
+import io
 import os
 import struct
 import warnings
@@ -53,8 +54,10 @@ def find_images(root: str | os.PathLike[str]) -> list[Path]:
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
-def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Image.Image:
     """Decode an image to RGB, upright: grey, palette, CMYK, alpha (over white), 16 bit and EXIF-rotated files included.
+
+    data: the bytes of the file, where `path` is only what they are called.
 
     Raises:
         UnreadableImage: missing, truncated, not an image, too many pixels, or a mode without a known value range.
@@ -64,7 +67,7 @@ def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the stricter bound
             warnings.simplefilter("ignore", UserWarning)  # damaged metadata; the pixels are read all the same
-            with Image.open(path) as image:
+            with Image.open(path if data is None else io.BytesIO(data)) as image:
                 if image.width * image.height > max_pixels:
                     raise UnreadableImage(
                         path, f"{image.width}x{image.height} is over the limit of {max_pixels} pixels"

@@ -4,7 +4,6 @@ restarts, so a resumed run continues exactly where it was killed."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hybrid_tokenizer.data.captions import CaptionedImage
-from hybrid_tokenizer.data.folders import UnreadableImage, open_rgb
+from hybrid_tokenizer.data.folders import UnreadableImage
+from hybrid_tokenizer.data.items import Item, item_captions, open_item
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import from_pil
 
@@ -32,7 +31,9 @@ class CropConfig:
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise HybridTokenizerError(f"crop_scale={list(self.scale)} must satisfy 0 < low <= high <= 1, e.g. [0.7, 1.0]")
+            raise HybridTokenizerError(
+                f"crop_scale={list(self.scale)} must satisfy 0 < low <= high <= 1, e.g. [0.7, 1.0]"
+            )
         if self.size < 1:
             raise HybridTokenizerError(f"image_size={self.size} must be at least 1 px")
 
@@ -54,7 +55,7 @@ class TrainingStream(Dataset):
     An unreadable image is replaced by the next draw's image and named in `skipped`.
     """
 
-    def __init__(self, items: Sequence[Path | CaptionedImage], crop: CropConfig, seed: int):
+    def __init__(self, items: Sequence[Item], crop: CropConfig, seed: int):
         if not items:
             raise HybridTokenizerError("no training images are left; add images or lower the held-out share")
         self.items, self.crop, self.seed = list(items), crop, seed
@@ -74,9 +75,8 @@ class TrainingStream(Dataset):
         for attempt in range(draw, draw + MAX_CONSECUTIVE_FAILURES):
             epoch, position = divmod(attempt, len(self.items))
             item = self.items[self._permutation(epoch)[position]]
-            path, captions = (item.path, item.captions) if isinstance(item, CaptionedImage) else (item, ("",))
             try:
-                image = open_rgb(path)
+                image, captions = open_item(item), item_captions(item)
             except UnreadableImage as error:
                 skipped.append((str(error.path), error.reason))
                 continue

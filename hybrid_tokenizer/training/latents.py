@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import load_tensors, read_json, save_tensors, state_hash, write_json
-from hybrid_tokenizer.data import CaptionedImage, UnreadableImage, open_rgb
+from hybrid_tokenizer.data import UnreadableImage
+from hybrid_tokenizer.data.items import Item, item_captions, item_path, open_item
 from hybrid_tokenizer.data.training import CropConfig, random_crop
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -50,7 +51,7 @@ class LatentStream(Dataset):
 @torch.no_grad()
 def cache_latents(
     folder: Path,
-    items: Sequence[CaptionedImage],
+    items: Sequence[Item],
     crop: CropConfig,
     views: int,
     seed: int,
@@ -66,7 +67,7 @@ def cache_latents(
     key = hashlib.sha256(
         json.dumps(
             [
-                [str(item.path) for item in items],
+                [str(item_path(item)) for item in items],
                 [crop.size, *crop.scale, crop.flip, views, seed],
                 state_hash(decoder.vae),
                 decoder.config.latent_shift,
@@ -79,7 +80,7 @@ def cache_latents(
     if not (listing.exists() and tensors.exists() and read_json(listing)["key"] == key):
         _fill_cache(listing, tensors, key, items, crop, views, seed, decoder, semantic, batch_size)
     kept, stored = read_json(listing)["kept"], load_tensors(tensors)
-    captions = [items[index].captions for index in kept for _ in range(views)]
+    captions = [item_captions(items[index]) for index in kept for _ in range(views)]
     return LatentStream(stored["latents"], stored["semantic_indices"], captions, seed)
 
 
@@ -87,7 +88,7 @@ def _fill_cache(
     listing: Path,
     tensors: Path,
     key: str,
-    items: Sequence[CaptionedImage],
+    items: Sequence[Item],
     crop: CropConfig,
     views: int,
     seed: int,
@@ -106,7 +107,8 @@ def _fill_cache(
 
     for number, item in enumerate(tqdm(items, desc="latents", unit="image")):
         try:
-            image = open_rgb(item.path)
+            image = open_item(item)
+            item_captions(item)  # a sample without any is left out here
         except UnreadableImage as error:
             print(f"skipped {error.path}: {error.reason}", flush=True)
             continue

@@ -5,16 +5,9 @@ from typing import Any
 
 import torch
 
-from hybrid_tokenizer.data import (
-    CaptionedImage,
-    TrainingStream,
-    UnreadableImage,
-    find_images,
-    hold_out,
-    open_rgb,
-    read_captions,
-)
+from hybrid_tokenizer.data import TrainingStream, UnreadableImage, hold_out
 from hybrid_tokenizer.data.config import DataConfig
+from hybrid_tokenizer.data.items import Item, folder_of, item_captions, item_path, list_items, open_item
 from hybrid_tokenizer.data.training import collate
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -22,40 +15,35 @@ from hybrid_tokenizer.images import fit_square, from_pil
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.config import TrainingConfig
 
-Item = Path | CaptionedImage
+INDEX_FOLDER = "cache/shards"
+"""Inside a run's folder: the indexes of the WebDataset shards that it reads."""
 
 
-def list_items(root: Path, captions: bool) -> list[Item]:
-    """The images of a folder, with their captions where these are wanted."""
-    return list(read_captions(root)) if captions else list(find_images(root))
+def split_items(data: DataConfig, captions: bool, index_folder: Path | None = None) -> tuple[list[Item], list[Item]]:
+    """(training, validation) items of all roots, each root repeated as asked for.
 
-
-def item_path(item: Item) -> Path:
-    return item.path if isinstance(item, CaptionedImage) else item
-
-
-def split_items(data: DataConfig, captions: bool) -> tuple[list[Item], list[Item]]:
-    """(training, validation) items of all roots, each root repeated as asked for."""
+    index_folder: where the indexes of WebDataset shards are kept for the next start.
+    """
     training: list[Item] = []
     validation: list[Item] = []
     for root, repeat in zip(data.roots, data.repeats_of_roots, strict=True):
-        items = list_items(root, captions)
+        items = list_items(root, captions, index_folder)
         if data.val_root is None:
             by_path = {item_path(item): item for item in items}
-            kept, held = hold_out(list(by_path), root, data.val_fraction, data.val_at_least)
+            kept, held = hold_out(list(by_path), folder_of(root), data.val_fraction, data.val_at_least)
             items = [by_path[path] for path in kept]
             validation += [by_path[path] for path in held]
         training += items * repeat
     if data.val_root is not None:
-        validation = list_items(Path(data.val_root), captions)
+        validation = list_items(Path(data.val_root), captions, index_folder)
     return training, validation
 
 
 def build_data(
-    data: DataConfig, training: TrainingConfig, captions: bool = False
+    data: DataConfig, training: TrainingConfig, captions: bool = False, index_folder: Path | None = None
 ) -> tuple[TrainingStream, list[dict[str, Any]]]:
     """The stream, and validation batches of at most `training.max_val_images` centre crops spread over the set."""
-    items, held = split_items(data, captions)
+    items, held = split_items(data, captions, index_folder)
     return TrainingStream(items, data.crop, training.seed), validation_batches(
         held, data.val_image_size or data.image_size, training
     )
@@ -68,11 +56,11 @@ def validation_batches(items: list[Item], image_size: int, training: TrainingCon
     samples = []
     for item in chosen:
         try:
-            image = from_pil(fit_square(open_rgb(item_path(item)), image_size))
+            image = from_pil(fit_square(open_item(item), image_size))
+            caption = item_captions(item)[0]
         except UnreadableImage as error:
             print(f"skipped {error.path}: {error.reason}", flush=True)
             continue
-        caption = item.captions[0] if isinstance(item, CaptionedImage) else ""
         samples.append({"images": image, "captions": caption, "skipped": []})
     if not samples:
         raise HybridTokenizerError("no validation image can be read; set data.val_root to a folder of images")
