@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,6 @@ class LatentStream(Dataset):
         }
 
 
-@torch.no_grad()
 def cache_latents(
     folder: Path,
     items: Sequence[Item],
@@ -57,69 +56,75 @@ def cache_latents(
     seed: int,
     decoder: DiffusionDecoder,
     semantic: SemanticTokenizer | None,
-    batch_size: int = 16,
 ) -> LatentStream:
     """`views` random crops of each item as latents (fp16) and semantic tokens, kept in `folder` for the next start.
 
-    A cache of other images, crops or weights is made anew. Without a semantic tokenizer the indices are empty. Unreadable
-    images are named and left out.
+    Each of the two files is made anew for other images, crops or weights. Without a semantic tokenizer the indices are
+    empty. Unreadable images are named and left out.
     """
-    key = hashlib.sha256(
-        json.dumps(
-            [
-                [str(item_path(item)) for item in items],
-                [crop.size, *crop.scale, crop.flip, views, seed],
-                state_hash(decoder.vae),
-                decoder.config.latent_shift,
-                decoder.config.latent_scale,
-                state_hash(semantic) if semantic else None,
-            ]
-        ).encode()
-    ).hexdigest()
-    listing, tensors = folder / "latents.json", folder / "latents.safetensors"
-    if not (listing.exists() and tensors.exists() and read_json(listing)["key"] == key):
-        _fill_cache(listing, tensors, key, items, crop, views, seed, decoder, semantic, batch_size)
-    kept, stored = read_json(listing)["kept"], load_tensors(tensors)
-    captions = [item_captions(items[index]) for index in kept for _ in range(views)]
-    return LatentStream(stored["latents"], stored["semantic_indices"], captions, seed)
+    crops = [[str(item_path(item)) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
+    normalised = [decoder.config.latent_shift, decoder.config.latent_scale]
+    latents, kept = cached(
+        folder / "latents.safetensors",
+        [crops, state_hash(decoder.vae), normalised],
+        lambda: encode_views(
+            items, crop, views, seed, "latents", lambda images: decoder.encode_latents(images.to(decoder.device)).half()
+        ),
+    )
+    if semantic is None:
+        indices = torch.zeros(len(latents), 0, dtype=torch.int32)
+    else:
+        device = next(semantic.parameters()).device
+        indices, _ = cached(
+            folder / "semantic.safetensors",
+            [crops, state_hash(semantic)],
+            lambda: encode_views(
+                items, crop, views, seed, "semantic tokens", lambda images: semantic.encode(images.to(device)).int()
+            ),
+        )
+    captions = [item_captions(items[index]) for index in kept.tolist() for _ in range(views)]
+    return LatentStream(latents, indices, captions, seed)
 
 
-def _fill_cache(
-    listing: Path,
-    tensors: Path,
-    key: str,
+def cached(path: Path, facts: list[Any], make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What `make` gives, from `path` when that was written for the same `facts`."""
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    listing = path.with_suffix(".json")
+    if not (listing.exists() and path.exists() and read_json(listing)["key"] == key):
+        values, kept = make()
+        save_tensors(path, {"values": values, "kept": kept})
+        write_json(listing, {"key": key})
+    stored = load_tensors(path)
+    return stored["values"], stored["kept"]
+
+
+@torch.no_grad()
+def encode_views(
     items: Sequence[Item],
     crop: CropConfig,
     views: int,
     seed: int,
-    decoder: DiffusionDecoder,
-    semantic: SemanticTokenizer | None,
-    batch_size: int,
-) -> None:
-    kept, crops, latents, indices = [], [], [], []
-
-    def encode() -> None:
-        images = torch.stack(crops).to(decoder.device)
-        crops.clear()
-        latents.append(decoder.encode_latents(images).half().cpu())
-        tokens = semantic.encode(images) if semantic else torch.zeros(len(images), 0, dtype=torch.long)
-        indices.append(tokens.to(torch.int32).cpu())
-
-    for number, item in enumerate(tqdm(items, desc="latents", unit="image")):
+    label: str,
+    encode: Callable[[Float[Tensor, "b 3 s s"]], Tensor],
+    batch_size: int = 16,
+) -> tuple[Tensor, Int[Tensor, "k"]]:
+    """`encode` of every view of every readable item, views of an item together, and the positions of these items."""
+    kept, crops, encoded = [], [], []
+    for number, item in enumerate(tqdm(items, desc=label, unit="image")):
         try:
             image = open_item(item)
-            item_captions(item)  # a sample without any is left out here
         except UnreadableImage as error:
             print(f"skipped {error.path}: {error.reason}", flush=True)
             continue
         kept.append(number)
-        for view in range(views):
-            crops.append(from_pil(random_crop(image, crop, np.random.default_rng((seed, 2, number, view)))))
-            if len(crops) == batch_size:
-                encode()
+        crops += [
+            from_pil(random_crop(image, crop, np.random.default_rng((seed, 2, number, view)))) for view in range(views)
+        ]
+        while len(crops) >= batch_size:
+            encoded.append(encode(torch.stack(crops[:batch_size])).cpu())
+            crops = crops[batch_size:]
     if crops:
-        encode()
-    if not latents:
+        encoded.append(encode(torch.stack(crops)).cpu())
+    if not encoded:
         raise HybridTokenizerError("no training image can be read; give a data.root with images")
-    save_tensors(tensors, {"latents": torch.cat(latents), "semantic_indices": torch.cat(indices)})
-    write_json(listing, {"key": key, "kept": kept})
+    return torch.cat(encoded), torch.tensor(kept)
