@@ -3,10 +3,12 @@
 Inside the package images are float tensors in [-1, 1], layout b 3 h w. PIL images and uint8 arrays exist at the edges.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -76,6 +78,26 @@ def normalize_clip(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]
     mean = images.new_tensor(CLIP_MEAN).view(3, 1, 1)
     std = images.new_tensor(CLIP_STD).view(3, 1, 1)
     return (to_unit(images) - mean) / std
+
+
+def in_chunks(
+    function: Callable[[Num[Tensor, "c ..."]], Num[Tensor, "c ..."]],
+    batch: Num[Tensor, "b ..."],
+    chunk_size: int | None,
+) -> Num[Tensor, "b ..."]:
+    """`function` of a batch, at most `chunk_size` entries at once; None takes the whole batch."""
+    if chunk_size is None or len(batch) <= chunk_size:
+        return function(batch)
+    return torch.cat([function(chunk) for chunk in batch.split(chunk_size)])
+
+
+def full_resolution_chunk(device: torch.device) -> int | None:
+    """How many images to run at once through convolutions at full resolution.
+
+    On a CPU one: its activations stay in the cache and below the size from which every allocation is a new mapping of zeroed
+    pages. A batch of 8 is 1.2 to 1.4 times slower an image.
+    """
+    return 1 if device.type == "cpu" else None
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:

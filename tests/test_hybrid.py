@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import noise_images, small_hybrid
 
+from hybrid_tokenizer.diffusion.scheduler import Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer, image_generators
 from hybrid_tokenizer.protocol import ImageTokenizer
@@ -153,6 +154,20 @@ def test_hash_is_that_of_the_weights_whatever_their_storage(hybrid, tmp_path):
     with torch.no_grad():
         next(other.semantic.parameters()).add_(0.01)
     assert other.hash != hybrid.hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"latent_shift": [0.1]}, {"latent_scale": [1 / 3]}, {"prediction_type": "epsilon"}],
+    ids=lambda c: next(iter(c)),
+)
+def test_hash_covers_what_decoding_reads_beside_the_weights(hybrid, tmp_path, change):
+    other = small_hybrid()
+    other.diffusion.config = replace(other.diffusion.config, **change)
+    other.diffusion.schedule = Schedule(other.diffusion.config.prediction_type)
+    assert other.hash != hybrid.hash
+    other.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    assert HybridTokenizer.from_pretrained(tmp_path / "half").hash == other.hash
 
 
 def test_what_only_training_reads_is_no_part_of_the_tokenizer(hybrid):

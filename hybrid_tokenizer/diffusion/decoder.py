@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_tensors, read_json, save_tensors, write_json
+from hybrid_tokenizer.diffusion.attention import remembered_conditions
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import (
     Step,
@@ -31,7 +32,7 @@ from hybrid_tokenizer.diffusion.pretrained import (
 )
 from hybrid_tokenizer.diffusion.scheduler import Schedule, read_prediction_type, save_scheduler
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import resize_bicubic
+from hybrid_tokenizer.images import in_chunks, resize_bicubic
 
 TILE_ABOVE = 1024  # pixels a side; beyond it the VAE's activations outgrow a common GPU
 Generators = torch.Generator | list[torch.Generator] | None
@@ -118,7 +119,7 @@ class DiffusionDecoder(nn.Module):
             encoded = self.vae.encode(images.to(dtype))
             return (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).float()
 
-        latents = _in_chunks(encode, images, chunk_size)
+        latents = in_chunks(encode, images, chunk_size)
         shift, scale = self._latent_statistics(latents)
         return (latents - shift) * scale
 
@@ -130,7 +131,7 @@ class DiffusionDecoder(nn.Module):
         self._set_tiling((latents.shape[-2] * factor, latents.shape[-1] * factor))
         dtype = next(self.vae.parameters()).dtype
         shift, scale = self._latent_statistics(latents)
-        return _in_chunks(lambda z: self.vae.decode(z.to(dtype)).sample.float(), latents / scale + shift, chunk_size)
+        return in_chunks(lambda z: self.vae.decode(z.to(dtype)).sample.float(), latents / scale + shift, chunk_size)
 
     @torch.no_grad()
     def decode(
@@ -184,7 +185,10 @@ class DiffusionDecoder(nn.Module):
         inverts = guide_images is not None and options.start == "ddim_inversion"
         calls_per_inversion_step = 1 + options.num_fixed_point_iterations
         total = len(steps) * (1 + (calls_per_inversion_step if inverts else 0))
-        with tqdm(total=total, disable=not progress, desc="decode", unit="step") as bar:
+        with (
+            tqdm(total=total, disable=not progress, desc="decode", unit="step") as bar,
+            remembered_conditions(self.unet),
+        ):
             if guide_images is None:
                 latents = _draw_noise(noise_shape, generator, self.device)
             else:
@@ -361,12 +365,6 @@ class DiffusionDecoder(nn.Module):
         decoder = cls(config, unet, vae)
         decoder.set_null_condition(null_condition)
         return decoder.eval()
-
-
-def _in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, chunk_size: int | None) -> Tensor:
-    if chunk_size is None or len(batch) <= chunk_size:
-        return function(batch)
-    return torch.cat([function(chunk) for chunk in batch.split(chunk_size)])
 
 
 def _draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
-from hybrid_tokenizer.images import resize_area
+from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_area
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
 
@@ -143,7 +143,7 @@ class GuideTokenizer(nn.Module):
             raise HybridTokenizerError(
                 f"guide_scales={keep} must lie in 1..{scales}, the scales of this guide tokenizer"
             )
-        features = self.features(images).float()
+        features = in_chunks(self.features, images, full_resolution_chunk(images.device)).float()
         if self.config.guide_scales is None:
             return (self.quantizer.lookup(features)[1],)
         return tuple(indices for _, indices in self._residual_scales(features)[:keep])
@@ -170,7 +170,7 @@ class GuideTokenizer(nn.Module):
                     f"guide indices span {low.item()} to {high.item()}; this codebook has 0..{self.codebook_size - 1}"
                 )
         if self.config.guide_scales is None:
-            return self.decode_quantized(self.quantizer.codes(grids[0]))
+            return self._decode_in_chunks(self.quantizer.codes(grids[0]))
         if grid_size is None:
             finest = grids[-1].shape[-2:]
             grid_size = tuple(
@@ -184,7 +184,10 @@ class GuideTokenizer(nn.Module):
                 "pass grid_size=(h, w) of the full grid"
             )
         total = sum(self._to_full_grid(self.quantizer.codes(grid), grid_size) for grid in grids)
-        return self.decode_quantized(total)
+        return self._decode_in_chunks(total)
+
+    def _decode_in_chunks(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
+        return in_chunks(self.decode_quantized, quantized, full_resolution_chunk(quantized.device))
 
     def _to_full_grid(self, codes: Float[Tensor, "b _ _ d"], size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
         if tuple(codes.shape[1:3]) == tuple(size):

@@ -1,0 +1,42 @@
+"""Keys and values of a constant condition: computed once a decode, with the same result to the bit."""
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from tiny_diffusion import make_decoder
+
+from hybrid_tokenizer.diffusion.attention import RememberingProcessor, remembered_conditions
+
+
+def cross_attentions(unet):
+    return [module for name, module in unet.named_modules() if name.endswith("attn2")]
+
+
+@torch.no_grad()
+def test_remembered_conditions_change_nothing_and_are_forgotten():
+    unet = make_decoder().unet
+    latents = torch.randn(2, 4, 5, 9, generator=torch.Generator().manual_seed(0))
+    first, second = (
+        torch.randn(2, 77, unet.config.cross_attention_dim, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 2)
+    )
+    plain = [unet(latents, 7, encoder_hidden_states=embeds).sample for embeds in (first, second, first)]
+    with remembered_conditions(unet):
+        assert all(isinstance(module.processor, RememberingProcessor) for module in cross_attentions(unet))
+        remembered = [unet(latents, 7, encoder_hidden_states=embeds).sample for embeds in (first, second, first)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(remembered, plain, strict=True))
+    assert all(type(module.processor) is AttnProcessor2_0 for module in cross_attentions(unet))
+
+
+@torch.no_grad()
+def test_a_decode_projects_each_condition_once():
+    decoder = make_decoder()
+    projected = []
+    layer = cross_attentions(decoder.unet)[0].to_k
+    layer.register_forward_hook(lambda *_: projected.append(1))
+    guide, embeds = torch.zeros(2, 3, 16, 24), torch.zeros(2, *decoder.null_condition.shape[1:])
+    decoder.decode(guide, embeds, (32, 48), strength=0.5, num_inference_steps=10, start="add_noise")
+    assert len(projected) == 1
+    decoder.decode(
+        guide, embeds, (32, 48), strength=0.5, num_inference_steps=10, start="ddim_inversion", guidance_scale=3
+    )
+    assert len(projected) == 3
