@@ -67,9 +67,10 @@ class Components:
 
 @dataclass
 class EvalReconConfig:
-    """`model_name` is a preset, a folder or a hub id; `rows: null` is the controls, the hybrid and the codec.
+    """`model_name` is a preset, a folder or a hub id; `rows: null` is the controls, the hybrid, the codec and `baselines`.
 
-    `compare_to` is the row that the others' paired differences are taken to; `pictures` is how many images the grid shows.
+    `baselines` says where the weights of other tokenizers are: name -> file, folder, hub id, or `hub`. `compare_to` is the
+    row that the others' paired differences are taken to; `pictures` is how many images the grid shows.
     """
 
     model_name: str = "tiny"
@@ -77,6 +78,7 @@ class EvalReconConfig:
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     rows: list[str] | None = None
+    baselines: dict[str, str] = field(default_factory=dict)
     compare_to: str = "hybrid"
     seeds: list[int] = field(default_factory=lambda: [0])
     batch_size: int = 8

@@ -26,7 +26,10 @@ def run(config: EvalReconConfig) -> None:
     started = time.perf_counter()
     device = choose_device(config.device)
     tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
-    rows = rows_by_name(tokenizer, config.rows)
+    rows = [
+        row.to(device) if isinstance(row, torch.nn.Module) else row
+        for row in rows_by_name(tokenizer, config.rows, config.baselines)
+    ]
     images = EvalImages.open(config.data.root, config.data.image_size, max_images=config.data.max_images)
     evaluations = evaluate_rows(
         rows, images, default_metrics(device), config.compare_to,

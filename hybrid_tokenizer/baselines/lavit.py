@@ -4,7 +4,7 @@ A selector keeps some of the patches, a merger writes what the dropped ones say 
 an image costs as many tokens as patches are kept. Which are kept is drawn at random, at inference too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +60,10 @@ class LavitDecoderConfig:
     heads: int = 16
     mlp_width: int = 6144
     out_width: int = 1408
-    condition_widths: tuple[int, ...] = (768,)
+    condition_widths: list[int] = field(default_factory=lambda: [768])
     pooled_width: int | None = None
 
     def __post_init__(self) -> None:
-        self.condition_widths = tuple(self.condition_widths)
         if self.width % self.heads or self.out_width % self.heads:
             raise HybridTokenizerError(f"heads={self.heads} must divide the widths {self.width} and {self.out_width}")
 

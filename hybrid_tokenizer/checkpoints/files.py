@@ -119,10 +119,10 @@ def load_component_state(folder: Path) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in load_tensors(folder / WEIGHTS_NAME).items()}
 
 
-def read_foreign(path: Path) -> dict[str, Tensor]:
+def read_foreign(path: Path, wrappers: tuple[str, ...] = ("state_dict", "model")) -> dict[str, Tensor]:
     """A published checkpoint file as a flat state dict: `.safetensors`, or a pickle of tensors read with weights_only=True.
 
-    Unwraps one level of `state_dict` or `model`. Raises when the file is missing, half downloaded, or holds code.
+    Unwraps one level of each of `wrappers`, in their order. Raises when the file is missing, half downloaded, or holds code.
     """
     if not path.is_file():
         raise HybridTokenizerError(f"checkpoint {path} does not exist; give the path of the downloaded file")
@@ -140,7 +140,7 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} can not be read safely ({reason}); it is incomplete or holds more than tensors: "
             "download it again, or convert it to safetensors where you trust it"
         ) from None
-    for wrapper in ("state_dict", "model"):
+    for wrapper in wrappers:
         if isinstance(value, dict) and isinstance(value.get(wrapper), dict):
             value = value[wrapper]
     if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
