@@ -18,6 +18,10 @@ from hybrid_tokenizer.training.text import build_text
 def run(config: TrainSemantic) -> None:
     torch.manual_seed(config.training.seed)
     model = start_semantic(component_config(config.semantic, SemanticConfig), config.semantic.init)
+    output_dir = Path(config.output_dir)
+    stream, val_batches = build_data(
+        config.data, config.training, captions=True, index_folder=output_dir / INDEX_FOLDER
+    )
     if config.stage == "contrastive":
         objective = build_contrastive(model, config.contrastive, config.semantic.init)
     elif config.stage == "quantize":
@@ -25,10 +29,6 @@ def run(config: TrainSemantic) -> None:
         objective = QuantizeObjective(model, config.quantize, text)
     else:
         raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use contrastive or quantize")
-    output_dir = Path(config.output_dir)
-    stream, val_batches = build_data(
-        config.data, config.training, captions=True, index_folder=output_dir / INDEX_FOLDER
-    )
     train(objective, stream, val_batches, config.training, output_dir, asdict(config))
 
 

@@ -206,10 +206,11 @@ class QuantizeObjective(Objective):
         if model.cosine is None:
             raise HybridTokenizerError("stage=quantize needs the cosine stack of eq. 7; set semantic.cosine_stack=true")
         text = MiniLMText() if text is None else text
-        if text.width != model.config.generation_width:
+        made = (model.config.num_generation_embeds, model.config.generation_width)
+        if made != (text.length, text.width):
             raise HybridTokenizerError(
-                f"the text encoder is {text.width} wide, the generation embeddings {model.config.generation_width}; "
-                "give the text encoder of the Stable Diffusion in use as quantize.text, or set semantic.generation_width"
+                f"the text encoder gives {text.length} x {text.width} a caption, this tokenizer {made[0]} x {made[1]}; "
+                "give the Stable Diffusion in use as quantize.text, and a SEED v1 tokenizer (SEED-2 makes one image embedding)"
             )
         self.model, self.weights = model, weights
         for part in (model.vision, model.causal_qformer):

@@ -76,4 +76,10 @@ def start_diffusion(config: DiffusionConfig, init: str | None) -> DiffusionDecod
 
 def start_semantic(config: SemanticConfig, init: str | None) -> SemanticTokenizer:
     """Random weights, or those of a SemanticTokenizer folder (whose sizes then hold)."""
-    return SemanticTokenizer(config) if init is None else SemanticTokenizer.from_pretrained(init).train()
+    if init is None:
+        return SemanticTokenizer(config)
+    if not Path(init).is_dir():
+        raise HybridTokenizerError(
+            f"semantic.init={init!r} is not a folder; convert published checkpoint files with scripts/convert_checkpoint.py first"
+        )
+    return SemanticTokenizer.from_pretrained(init).train()

