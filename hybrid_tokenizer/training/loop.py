@@ -78,6 +78,8 @@ class _Run:
         self.config, self.output_dir, self.val_batches, self.run_facts = config, output_dir, val_batches, run_facts
         tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(
+            # said, because Accelerate takes the processes of a plain torchrun without a GPU for unrelated ones
+            cpu=not torch.accelerator.is_available(),
             gradient_accumulation_steps=config.accumulation,
             mixed_precision=choose_precision(config),
             log_with=tracker,
