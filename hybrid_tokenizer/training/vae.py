@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.images import resize_area
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.training.objective import Judged, Objective
@@ -33,8 +34,13 @@ class VAEObjective(Objective):
         latents = self.encode(images)
         noise = torch.randn(latents.shape).to(latents)
         decoded = self.model.decode(latents + self.weights.latent_noise * noise).sample.float()
-        losses = {"recon": (decoded - images).abs().mean(), "latent": latents.float().square().mean()}
-        total = losses["recon"] + self.weights.latent * losses["latent"]
+        latent_size = tuple(latents.shape[-2:])
+        losses = {
+            "recon": (decoded - images).abs().mean(),
+            "colour": (resize_area(decoded, latent_size) - resize_area(images, latent_size)).square().mean(),
+            "latent": latents.float().square().mean(),
+        }
+        total = losses["recon"] + self.weights.colour * losses["colour"] + self.weights.latent * losses["latent"]
         if self.weights.perceptual:
             losses["perceptual"] = self.frozen["perceptual"](decoded, images).mean()
             total = total + self.weights.perceptual * losses["perceptual"]
