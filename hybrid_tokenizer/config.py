@@ -14,7 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from hybrid_tokenizer.benchmarking.config import BenchmarkConfig
 from hybrid_tokenizer.data.config import DataConfig
+from hybrid_tokenizer.decode_sweep.config import EvalDecodeConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation import EvalReconConfig, ReconstructConfig
@@ -122,6 +124,8 @@ SCHEMAS: dict[str, Any] = {
     "train_semantic_schema": TrainSemantic,
     "eval_recon_schema": EvalReconConfig,
     "reconstruct_schema": ReconstructConfig,
+    "eval_decode_schema": EvalDecodeConfig,
+    "benchmark_schema": BenchmarkConfig,
 }
 
 

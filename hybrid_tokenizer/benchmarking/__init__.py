@@ -1,0 +1,1 @@
+"""How fast the system is, each time against the code that a user would write without it."""

@@ -1,0 +1,40 @@
+"""What scripts/benchmark.py can be told."""
+
+from dataclasses import dataclass
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+ROWS = ("encode", "decode", "decode_latency", "decode_batch8_vs_1", "train_guide", "harness", "import", "startup")
+GPU_ROWS = ("sd15_encode", "sd15_decode", "sd15_decode_latency")
+
+
+@dataclass
+class BenchmarkConfig:
+    """`rows: null` is all that the machine can run; `data_root: null` is the built-in photographs.
+
+    `num_threads: null` leaves torch's own choice. `compile` runs our U-Net of the sd15 rows through torch.compile.
+    """
+
+    output: str = "benchmarks/results/benchmark.json"
+    model_name: str = "tiny"
+    rows: list[str] | None = None
+    data_root: str | None = None
+    image_size: int = 256
+    batch_size: int = 8
+    repeats: int = 3
+    train_steps: int = 5
+    num_inference_steps: int = 20
+    strength: float = 0.6
+    num_threads: int | None = None
+    device: str | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        known = (*ROWS, *GPU_ROWS)
+        if unknown := [name for name in self.rows or [] if name not in known]:
+            raise HybridTokenizerError(f"rows={unknown} are unknown; use some of {', '.join(known)}")
+        least = {"batch_size": 1, "repeats": 1, "train_steps": 2, "num_threads": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise HybridTokenizerError(f"{name}={value} must be at least {low}")

@@ -1,0 +1,1 @@
+"""The sweep over ways of decoding, and the default that it recommends."""
