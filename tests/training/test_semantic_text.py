@@ -165,6 +165,16 @@ def test_qformer_stage_trains_the_qformer_its_text_path_and_ln_vision_only():
     assert not objective.model.vision.training and objective.model.causal_qformer.training
 
 
+@pytest.mark.parametrize("text", ["qformer", "sentence"])
+def test_every_trained_parameter_takes_part(text):
+    """Distributed training waits for the gradient of each."""
+    weights = ContrastiveWeights(text=text, train_vision=text == "sentence", distillation=0.0, feature_width=8)
+    objective = build_contrastive(small_semantic(), weights, None)
+    objective.train()
+    objective(pairs(), 0)["total"].backward()
+    assert [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_a_temperature_below_its_floor_can_rise_again():
     objective = qformer_stage()
     with torch.no_grad():

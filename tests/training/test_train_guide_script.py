@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from small import small_hybrid
-from training_runs import SMALL_GUIDE, command, environment, final_weights
+from training_runs import SMALL_GUIDE, command, environment, final_weights, said
 
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.hybrid import HybridTokenizer
@@ -20,11 +20,6 @@ STEPS = 20
 def rows_of(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "waited_for_data"} for row in rows]
-
-
-def said(stdout):
-    """What a run says about its course; the rest is validation and skipped files."""
-    return [line for line in stdout.splitlines() if not line.startswith(("step ", "skipped "))]
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(script, pictures, tmp_path):

@@ -73,3 +73,8 @@ def script(monkeypatch, capfd):
 
 def final_weights(folder):
     return (folder / "final" / "model.safetensors").read_bytes()
+
+
+def said(stdout):
+    """What a run says about its course; the rest is validation and skipped files."""
+    return [line for line in stdout.splitlines() if not line.startswith(("step ", "skipped "))]
