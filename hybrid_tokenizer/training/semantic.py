@@ -40,6 +40,7 @@ class SentenceHeads(nn.Module):
         self.text_projection = nn.Linear(text_width, weights.feature_width)
         self.temperature = nn.Parameter(torch.tensor(weights.temperature))
         self.teacher = nn.Linear(vision_width, TEACHER_WIDTH)
+        self.teacher.requires_grad_(weights.distillation > 0)  # distributed training refuses weights without a gradient
 
 
 class ContrastiveObjective(Objective):
