@@ -22,6 +22,7 @@ from hybrid_tokenizer.data.training import collate
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+from hybrid_tokenizer.metrics.pixel import MS_SSIM_LEAST_SIDE
 
 
 class PlainPipeline:
@@ -186,14 +187,14 @@ def _metrics_of(
     for picture in (ours, theirs):
         luma = (picture / 255) @ np.array([0.299, 0.587, 0.114])
         energies.append((np.abs(np.fft.fft2((luma - luma.mean()) * window)) ** 2)[band].sum())
+    several_scales = min(ours.shape[:2]) >= MS_SSIM_LEAST_SIDE
     with torch.no_grad():
-        return {
+        measures = {
             "psnr": peak_signal_noise_ratio(ours, theirs, data_range=255),
             "ssim": structural_similarity(
                 ours / 255, theirs / 255, channel_axis=2, data_range=1.0, gaussian_weights=True, sigma=1.5,
                 use_sample_covariance=False,
             ),
-            "ms_ssim": pytorch_msssim.ms_ssim(unit[1], unit[0], data_range=1.0).item(),
             "ssim_paper_compat": pytorch_msssim.ssim(levels[1][None], levels[0][None], data_range=1.0).item(),
             "effnet_lite2_distance": lite2(signed[1], signed[0]).item(),
             "haarpsi": piq.haarpsi(unit[1], unit[0]).item(),
@@ -201,3 +202,6 @@ def _metrics_of(
             "high_frequency_energy": energies[1] / energies[0],
             "effnet_lite0_distance (trained on)": lite0(signed[1], signed[0]).item(),
         }  # fmt: skip
+        if several_scales:
+            measures["ms_ssim"] = pytorch_msssim.ms_ssim(unit[1], unit[0], data_range=1.0).item()
+        return measures

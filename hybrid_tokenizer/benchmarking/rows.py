@@ -276,9 +276,10 @@ def train_guide(bench: Bench) -> dict[str, Any]:
 
 
 def harness(bench: Bench) -> dict[str, Any]:
-    metrics = default_metrics(bench.device)
+    size = bench.config.image_size
+    metrics = [metric for metric in default_metrics(bench.device) if size >= metric.least_side]
     nets = [EfficientNetDistance(name).to(bench.device) for name in ("lite2", "lite0")]
-    tokenizer = LosslessGuide(bench.config.image_size // 4)
+    tokenizer = LosslessGuide(size // 4)
     images = bench.eval_images
 
     def ours() -> dict[str, list[float]]:
