@@ -15,7 +15,7 @@ $PYTHON scripts/train_semantic.py stage=contrastive recipe=tiny_contrastive "dat
   data.val_root="$DATA/captions/val" output_dir="$RUNS/contrastive"
 $PYTHON scripts/train_semantic.py stage=quantize recipe=tiny_quantize "data.root=$pairs" \
   data.val_root="$DATA/captions/val" semantic.init="$RUNS/contrastive/final" output_dir="$RUNS/quantize"
-$PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet "data.root=$pairs" "data.repeats=[1,2,2]" \
+$PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet "data.root=$pixels" \
   data.val_root="$DATA/imagenet_sample/val" diffusion.init="$RUNS/vae/final" \
   semantic_folder="$RUNS/quantize/final" output_dir="$RUNS/unet"
 $PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
