@@ -1,10 +1,11 @@
 """What the loop needs to know, whatever it trains."""
 
+import math
 from dataclasses import dataclass, field
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 
-PRECISIONS = ("auto", "no", "bf16", "fp16")
+PRECISIONS = ("auto", "no", "bf16")
 TRACKERS = ("tensorboard", "wandb", "none")
 AT_LEAST_ONE = (
     "max_steps", "batch_size", "accumulation", "save_every", "keep_checkpoints", "validate_every", "log_every",
@@ -56,6 +57,9 @@ class TrainingConfig:
             raise HybridTokenizerError(
                 f"training.tracker={self.tracker!r} is unknown; use one of {', '.join(TRACKERS)}"
             )
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise HybridTokenizerError(f"training.{name}={value} must be a finite number")
         for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
             for name in names:
                 if getattr(self, name) < least:
@@ -64,7 +68,7 @@ class TrainingConfig:
             raise HybridTokenizerError(f"training.betas={self.betas} must be two numbers in [0, 1), e.g. [0.9, 0.99]")
         if self.max_grad_norm <= 0:
             raise HybridTokenizerError(
-                f"training.max_grad_norm={self.max_grad_norm} must be positive; inf clips nothing"
+                f"training.max_grad_norm={self.max_grad_norm} must be positive; a large one clips nothing"
             )
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise HybridTokenizerError(f"training.max_minutes={self.max_minutes} must be positive; null sets no limit")

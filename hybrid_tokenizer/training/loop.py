@@ -34,6 +34,7 @@ from hybrid_tokenizer.training.state import (
     trim_jsonl,
     unpack_optimizer,
 )
+from hybrid_tokenizer.training.tracking import TensorBoardEvents
 
 
 def train(
@@ -76,7 +77,8 @@ class _Run:
         run_facts: dict[str, Any],
     ):
         self.config, self.output_dir, self.val_batches, self.run_facts = config, output_dir, val_batches, run_facts
-        tracker = None if config.tracker == "none" else config.tracker
+        self.events = TensorBoardEvents(output_dir / "tensorboard") if config.tracker == "tensorboard" else None
+        tracker = None if config.tracker == "none" else self.events or config.tracker
         self.accelerator = Accelerator(
             # said, because Accelerate takes the processes of a plain torchrun without a GPU for unrelated ones
             cpu=not torch.accelerator.is_available(),
@@ -161,6 +163,8 @@ class _Run:
 
     def run(self) -> None:
         self.started = time.monotonic()
+        if self.events is not None:
+            self.events.from_step = self.step
         if self.accelerator.log_with:
             self.accelerator.init_trackers(
                 self.config.wandb_project,

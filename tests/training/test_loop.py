@@ -92,7 +92,14 @@ def test_accumulated_gradients_are_the_batchs(pictures, tmp_path):
     """Without batch statistics two micro-batches of 2 are one batch of 4, up to rounding."""
     gradients = []
     for name, batch_size, accumulation in (("parts", 2, 2), ("whole", 4, 1)):
-        run(guide_objective("vq"), pictures, tmp_path / name, max_steps=1, batch_size=batch_size, accumulation=accumulation)
+        run(
+            guide_objective("vq"),
+            pictures,
+            tmp_path / name,
+            max_steps=1,
+            batch_size=batch_size,
+            accumulation=accumulation,
+        )
         optimizer = load_file(tmp_path / name / "checkpoints" / "step-00000001" / "optimizer.safetensors")
         gradients.append({key: value for key, value in optimizer.items() if key.endswith("/exp_avg")})
         rows = [row for row in rows_of(tmp_path / name) if "total" in row]

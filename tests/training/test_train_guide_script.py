@@ -58,6 +58,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(script, pictures, tmp_path):
     assert error is None and said(stdout) == ["starting from step 0", f"finished at step {STEPS}"]
     assert final_weights(killed) == final_weights(whole)
     assert rows_of(killed) == rows_of(whole)
+    check_events(killed, int(earlier.name.removeprefix("step-")))
     facts = [json.loads((folder / "final" / "training.json").read_text()) for folder in (killed, whole)]
     assert facts[0]["weights_sha256_by_rank"] == facts[1]["weights_sha256_by_rank"]
     assert facts[1]["step"] == STEPS and facts[1]["images_seen"] == 2 * STEPS and facts[1]["processes"] == 1
@@ -66,6 +67,19 @@ def test_a_killed_run_ends_as_an_unbroken_one(script, pictures, tmp_path):
 
     check_final_folder(whole, tmp_path)
     check_starting_again(script, whole, options)
+
+
+def check_events(run, resumed):
+    """TensorBoard shows each step once, from files whose names hold no time."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run / "tensorboard"
+    starts = [f"events.out.tfevents.from-step-{step:08d}" for step in (0, resumed)]
+    assert sorted(path.name for path in folder.iterdir()) == starts
+    shown = EventAccumulator(str(folder)).Reload().Scalars("train/total")
+    logged = {row["step"]: row["total"] for row in rows_of(run) if "total" in row}
+    assert [event.step for event in shown] == list(logged)
+    assert [event.value for event in shown] == pytest.approx(list(logged.values()), rel=1e-6)
 
 
 def check_final_folder(run, tmp_path):

@@ -1,0 +1,104 @@
+"""Each stage's objective learns: what it trains moves, what it freezes does not, and a small set is soon known by heart."""
+
+import pytest
+import torch
+from small import noise_images, small_hybrid
+
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
+from hybrid_tokenizer.training.guide import GuideObjective
+from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
+from hybrid_tokenizer.training.unet import UNetObjective
+from hybrid_tokenizer.training.vae import VAEObjective
+from hybrid_tokenizer.training.weights import (
+    ContrastiveWeights,
+    GuideLossWeights,
+    QuantizeStage,
+    UNetLossWeights,
+    VAELossWeights,
+)
+
+CAPTIONS = ["two cats on a sofa", "a red bus", "mountains at dusk", "a bowl of soup"]
+
+
+def small_semantic():
+    return SemanticTokenizer(
+        SemanticConfig(
+            image_size=32, patch_size=16, vision_width=16, vision_layers=1, vision_heads=2, vision_mlp_width=16, width=16,
+            num_queries=4, qformer_layers=1, qformer_heads=2, qformer_mlp_width=16, decoder_layers=1, decoder_heads=2,
+            decoder_mlp_width=16, reverse_layers=1, generation_width=384,
+        )
+    )  # fmt: skip
+
+
+def text_decoder():
+    """A small DiffusionDecoder that reads MiniLM's features."""
+    from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
+
+    config = small_hybrid().diffusion.config
+    return DiffusionDecoder(
+        DiffusionConfig(unet={**config.unet, "cross_attention_dim": 384}, vae=config.vae, num_condition_tokens=77)
+    )
+
+
+def batch_of(objective):
+    images = noise_images(4, height=32, width=32)
+    batch = {"images": images, "captions": CAPTIONS, "skipped": []}
+    if isinstance(objective, UNetObjective):
+        tokens = objective.frozen["semantic"].encode(images)
+        batch |= {"latents": objective.decoder[0].encode_latents(images), "semantic_indices": tokens}
+    return batch
+
+
+def build(stage):
+    torch.manual_seed(0)
+    if stage == "guide":
+        return GuideObjective(small_hybrid(nested=True).guide, GuideLossWeights(perceptual=0.1, colour=1.0))
+    if stage == "vae":
+        return VAEObjective(small_hybrid().diffusion, VAELossWeights())
+    if stage == "unet":
+        return UNetObjective(text_decoder(), small_semantic(), UNetLossWeights())
+    if stage == "quantize":
+        return QuantizeObjective(small_semantic(), QuantizeStage())
+    return SentenceContrastive(small_semantic(), ContrastiveWeights(label_smoothing=0.0, feature_width=32))
+
+
+@pytest.mark.parametrize("stage", ["guide", "vae", "unet", "contrastive", "quantize"])
+def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
+    objective = build(stage)
+    batch = batch_of(objective)
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=3e-3, weight_decay=0.0)
+    totals = []
+    objective.train()
+    for step in range(12):
+        torch.manual_seed(0)  # the same noise, timesteps and prefixes every time
+        losses = objective(batch, step)
+        assert all(value.ndim == 0 for value in losses.values())
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+        totals.append(losses["total"].item())
+    assert totals[-1] < 0.9 * totals[0] and min(totals) == min(totals[-3:])
+
+    after = objective.state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert not [key for key in moved if key.startswith("frozen.")]
+    assert {key for key, value in objective.named_parameters() if value.requires_grad} <= moved
+    assert not [key for key in objective.saved_state() if key.startswith("frozen.")]
+    assert not objective.frozen.training and objective.model.training
+
+    objective.eval()
+    with torch.no_grad():
+        judged = objective.judge([batch, batch])
+        assert torch.equal(torch.tensor(list(judged.figures.values())), torch.tensor(list(objective.judge([batch, batch]).figures.values())))  # fmt: skip
+    assert all(isinstance(value, float) for value in judged.figures.values())
+    if judged.pictures is not None:
+        assert judged.pictures.shape[2:] == (3, 32, 32) and judged.pictures.isfinite().all()
+    objective.export(tmp_path / "final", [batch])
+    kind = type(objective.decoder[0]) if stage in ("vae", "unet") else type(objective.model)
+    assert kind in (GuideTokenizer, SemanticTokenizer, type(small_hybrid().diffusion))
+    loaded = kind.from_pretrained(tmp_path / "final")
+    mine = objective.decoder[0] if stage in ("vae", "unet") else objective.model
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, mine.state_dict()[key]), key

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import picture, said
+
+from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
+
+SMALL = (
+    "diffusion.unet.block_out_channels=[32,32,32]", "diffusion.vae.encoder_block_out_channels=[8,8,8,8]",
+    "diffusion.vae.decoder_block_out_channels=[8,8,8,8]", "data.image_size=32", "data.val_at_least=4",
+    "training.batch_size=2", "training.warmup_steps=0", "training.num_workers=0", "training.num_threads=1",
+    "training.tracker=none", "training.progress=false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    rows = []
+    for index in range(10):
+        picture(index).save(folder / f"{index}.png")
+        rows.append(json.dumps({"file": f"{index}.png", "captions": [f"picture {index}", "squares of colour"]}))
+    (folder / "captions.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture
+def semantic_folder(tmp_path):
+    SemanticTokenizer(
+        SemanticConfig(
+            image_size=32, patch_size=16, vision_width=16, vision_layers=1, vision_heads=2, vision_mlp_width=16, width=16,
+            num_queries=4, qformer_layers=1, qformer_heads=2, qformer_mlp_width=16, decoder_layers=1, decoder_heads=2,
+            decoder_mlp_width=16, reverse_layers=1, generation_width=384,
+        )
+    ).save_pretrained(tmp_path / "semantic")  # fmt: skip
+    return tmp_path / "semantic"
+
+
+def test_the_vae_then_the_unet(script, pairs, semantic_folder, tmp_path):
+    vae, unet, whole = (tmp_path / name for name in ("vae", "unet", "whole"))
+    error, stdout, stderr = script(
+        "pretrain_diffusion.py", "stage=vae", *SMALL, f"data.root={pairs}", f"output_dir={vae}", "training.max_steps=2"
+    )
+    assert error is None and said(stdout) == ["starting from step 0", "finished at step 2"], stderr
+    decoder = DiffusionDecoder.from_pretrained(vae / "final")
+    images = torch.rand(1, 3, 32, 48) * 2 - 1
+    assert decoder.encode_latents(images).shape == (1, 4, 4, 6)
+    assert len(decoder.config.latent_scale) == 4, "measured on the validation images"
+
+    options = (
+        "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"diffusion.init={vae / 'final'}",
+        f"semantic_folder={semantic_folder}", "training.max_steps=2",
+    )  # fmt: skip
+    error, stdout, stderr = script(*options, f"output_dir={unet}", "training.max_minutes=1e-9")
+    assert error is None and said(stdout)[0] == "starting from step 0", stderr
+    (pairs / "captions.jsonl").touch()
+    error, stdout, stderr = script(*options, f"output_dir={unet}")
+    assert error is None and said(stdout) == ["resumed from step 1", "finished at step 2"], stderr
+    assert "latents:" not in stderr, "the cache of the first start is used"
+    error, stdout, stderr = script(*options, f"output_dir={whole}")
+    assert error is None
+    files = [folder / "final" / "unet" / "diffusion_pytorch_model.safetensors" for folder in (unet, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    trained = DiffusionDecoder.from_pretrained(whole / "final")
+    assert all(torch.equal(value, trained.vae.state_dict()[key]) for key, value in decoder.vae.state_dict().items())
+    assert trained.null_condition.abs().sum() > 0
+    latents = load_file(whole / "cache" / "latents.safetensors")
+    assert latents["latents"].shape == (2 * 6, 4, 4, 4) and latents["semantic_indices"].shape == (2 * 6, 4)
+
+
+def test_mistakes_are_one_line(script, pairs, tmp_path):
+    for words, *options in (
+        ("stage='unett' is unknown", "stage=unett"),
+        ("stage has no value",),
+        ("captions.jsonl does not exist", "stage=unet", f"data.root={tmp_path}"),
+        (str(tmp_path / "none"), "stage=unet", f"diffusion.init={tmp_path / 'none'}"),
+        ("views=0", "stage=unet", "unet.views=0"),
+    ):
+        given = (*SMALL, f"data.root={pairs}", f"output_dir={tmp_path / 'out'}", *options)
+        error, stdout, stderr = script("pretrain_diffusion.py", *given)
+        assert error.startswith("error: ") and "\n" not in error and words in error, error
+        assert "Traceback" not in stderr and stdout == ""
