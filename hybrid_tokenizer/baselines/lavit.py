@@ -4,7 +4,9 @@ A selector keeps some of the patches, a merger writes what the dropped ones say 
 an image costs as many tokens as patches are kept. Which are kept is drawn at random, at inference too.
 """
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +14,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.lavit import decoder_to_model, encoder_to_model
+from hybrid_tokenizer.baselines.sampling import Condition, image_generators, load_diffusers, sample
+from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign
+from hybrid_tokenizer.checkpoints.lavit import decoder_to_model, encoder_to_model, join_files
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import normalize_clip
+from hybrid_tokenizer.images import check_range, normalize_clip, resize_bicubic
 from hybrid_tokenizer.quantizers import nearest_codes
 from hybrid_tokenizer.semantic import SemanticConfig
 from hybrid_tokenizer.semantic.modules import VisionEncoder, task_layer
@@ -235,14 +238,9 @@ class LavitTokenizer(nn.Module):
 
 
 def draw_kept(log_probs: Float[Tensor, "b n 2"], generator: torch.Generator | None = None) -> Bool[Tensor, "b n"]:
-    """A Gumbel draw a patch, from one stream an image: the result does not depend on what else is in the batch.
-
-    At least one patch is kept, the likeliest, since an image without tokens can not be decoded.
-    """
-    seed = torch.randint(2**62, (), generator=generator).item()
-    uniform = torch.stack(
-        [torch.rand(log_probs.shape[1:], generator=torch.Generator().manual_seed(seed)) for _ in log_probs]
-    ).to(log_probs.device)
+    """A Gumbel draw a patch. At least one is kept, the likeliest: an image without tokens could not be decoded."""
+    generators = image_generators(len(log_probs), generator)
+    uniform = torch.stack([torch.rand(log_probs.shape[1:], generator=one) for one in generators]).to(log_probs.device)
     noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
     noisy = log_probs + noise
     kept = noisy[..., 0] > noisy[..., 1]
@@ -332,3 +330,106 @@ def build_token_decoder(state: dict[str, Tensor], source: str, heads: int = 16) 
     model = LavitTokenDecoder(LavitDecoderConfig(**sizes, heads=heads))
     load_strict(model, converted, source)
     return model.eval()
+
+
+@dataclass(frozen=True)
+class LavitTokens:
+    """One sequence of indices an image, of varying length."""
+
+    indices: tuple[Int[Tensor, "_"], ...]
+
+
+class LavitRow(nn.Module):
+    """LaVIT as a row: the dynamic tokenizer, a token decoder, and its diffusion model by DDIM from pure noise.
+
+    null_states: what the low-resolution U-Net reads as no condition, zero-padded and masked; None is all zeros, which the
+    high-resolution one reads. Defaults are the authors' notebook's.
+    """
+
+    def __init__(
+        self, name: str, tokenizer: LavitTokenizer, decoder: LavitTokenDecoder, unet: nn.Module, vae: nn.Module,
+        scheduler: object, null_states: Float[Tensor, "n d"] | None, num_inference_steps: int = 50,
+        guidance_scale: float = 7.0,
+    ):  # fmt: skip
+        super().__init__()
+        self.name = name
+        self.native_size = tokenizer.config.image_size
+        self.tokenizer, self.decoder, self.unet, self.vae = tokenizer, decoder, unet, vae
+        self.scheduler = scheduler
+        self.register_buffer("null_states", null_states)
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> LavitTokens:
+        """The generator draws which patches are kept."""
+        check_range(images)
+        return LavitTokens(self.tokenizer.encode(images.to(self.decoder.query_embeds.device).float(), generator))
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: LavitTokens, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """At the diffusion model's own size, then bicubic to `size`."""
+        states, pooled = self.decoder(tuple(self.tokenizer.codebook[indices] for indices in tokens.indices))
+        side = self.unet.config.sample_size
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        condition = Condition(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device), pooled)
+        latents = sample(
+            self.unet, self.scheduler, condition, self.null_condition(condition), (side, side),
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
+            generators=image_generators(len(states), generator), image_size=(side * factor, side * factor),
+        )  # fmt: skip
+        decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return resize_bicubic(decoded.float().clamp(-1, 1), size).clamp(-1, 1)
+
+    def null_condition(self, condition: Condition) -> Condition:
+        """Shaped like the condition."""
+        states = torch.zeros_like(condition.states)
+        if self.null_states is None:
+            return Condition(states, condition.mask, torch.zeros_like(condition.pooled))
+        states[:, : len(self.null_states)] = self.null_states
+        mask = torch.zeros_like(condition.mask)
+        mask[:, : len(self.null_states)] = True
+        return Condition(states, mask)
+
+    def num_tokens(self, tokens: LavitTokens) -> Int[Tensor, "b"]:
+        """As many as patches were kept."""
+        return torch.tensor([len(indices) for indices in tokens.indices])
+
+    def bits(self, tokens: LavitTokens) -> Float[Tensor, "b"]:
+        """log2 of the codebook's size for each token."""
+        return self.num_tokens(tokens).float() * math.log2(self.tokenizer.config.codebook_size)
+
+
+def load_lavit_row(name: str, folder: Path, heads: int = 16) -> LavitRow:
+    """`lavit` (high resolution) or `lavit_lowres` from LaVIT's folder as its authors lay it out."""
+    lowres = name.endswith("lowres")
+    files, pixels = folder / "visual_tokenizer", folder / ("pixel_decoding" if lowres else "highres_pixel_decoding")
+
+    def read(file: str) -> dict[str, Tensor]:
+        return {key: value.float() for key, value in read_foreign(files / file).items()}
+
+    encoder = read("tokenizer_encoder.bin")
+    if not any(key.startswith("encoder.") for key in encoder):
+        encoder = join_files([read("eva_vitg_psz14.bin"), encoder])
+    tokenizer = build_tokenizer(encoder, str(files), heads, heads)
+    file = "tokenizer_decoder.bin" if lowres else "highres_tokenizer_decoder.bin"
+    decoder = build_token_decoder(read(file), str(files / file), heads)
+    if (decoder.pool is None) != lowres:
+        raise HybridTokenizerError(f"{files / file} is the other decoder of the two; download LaVIT's folder again")
+    null_states = read_null_states(pixels / "uncond_embeddings.bin") if lowres else None
+    unet, vae, scheduler = (
+        load_diffusers(pixels / part, kind)
+        for part, kind in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"), ("scheduler", "DDIMScheduler"))
+    )
+    return LavitRow(name, tokenizer, decoder, unet, vae, scheduler, null_states).eval()
+
+
+def read_null_states(path: Path) -> Float[Tensor, "n d"]:
+    """The stored states of no condition, one tensor."""
+    if not path.is_file():
+        raise HybridTokenizerError(f"{path} does not exist; download LaVIT's pixel_decoding folder")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(stored, Tensor) or stored.ndim != 3:
+        raise HybridTokenizerError(f"{path} is not a tensor of shape 1 x n x d; download it again")
+    return stored[0].float()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -42,7 +43,8 @@ class Baseline:
 
     `sources` are tried in order. `layout` says how the file is nested and which keys come beside the model's. `sha256` is
     of the first source's file; None says that nobody here has seen the file. `codebook_size` and `factor` are the
-    published ones: a file with others is another model and is refused.
+    published ones: a file with others is another model and is refused. A builder named `..._row` makes the whole row from
+    a local folder.
     """
 
     builder: str
@@ -154,6 +156,19 @@ BASELINES: dict[str, Baseline] = {
     "llamagen_t2i": llamagen("peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 16),
     **{f"titok_{name}": titok(name, 4096) for name in ("l32", "b64", "s128")},
     **{f"titok_{name}": titok(f"{name}_vq8k", 8192) for name in ("bl64", "bl128", "sl256")},
+    "seed": Baseline(
+        "seed:load_seed_row", (Source("https://github.com/AILab-CVC/SEED", "seed_tokenizer.pth"),),
+        "Apache-2.0; Stable Diffusion 1.4 has its own",
+        "a folder with eva_vit_g.pth, causal_qformer.pth, seed_tokenizer.pth, and stable-diffusion-v1-4/ in diffusers' form",
+        8192, 14,
+    ),
+    **{
+        name: Baseline(
+            "lavit:load_lavit_row", (Source("rain1011/LaVIT-7B-v2", "visual_tokenizer"),),
+            "LaVIT's own community licence", "a folder with visual_tokenizer/ and " + pixels, 16384, 14,
+        )
+        for name, pixels in (("lavit", "highres_pixel_decoding/"), ("lavit_lowres", "pixel_decoding/"))
+    },
 }  # fmt: skip
 
 
@@ -165,6 +180,8 @@ def load_baseline(name: str, path: str | Path) -> ImageTokenizer:
     if name not in BASELINES:
         raise HybridTokenizerError(f"baseline {name!r} is unknown; use one of {', '.join(BASELINES)}")
     baseline = BASELINES[name]
+    if baseline.builder.endswith("_row"):
+        return load_row(name, baseline, Path(path))
     found = locate(name, baseline, path)
     if baseline.sha256 is not None and (digest := file_hash(found)) != baseline.sha256:
         raise HybridTokenizerError(f"{found} has sha256 {digest}, {name} has {baseline.sha256}; download it again")
@@ -173,23 +190,37 @@ def load_baseline(name: str, path: str | Path) -> ImageTokenizer:
     return GridRow(name, model, model.config.image_size if baseline.fixed_size else None)
 
 
+def load_row(name: str, baseline: Baseline, folder: Path) -> ImageTokenizer:
+    """A row of several files and a diffusion model, from one local folder."""
+    if not folder.is_dir():
+        raise HybridTokenizerError(
+            f"{folder} is not a folder; {name} is {baseline.layout}: download it and give its path"
+        )
+    return function_of(baseline)(name, folder)
+
+
+def function_of(baseline: Baseline) -> Callable[..., Any]:
+    """The builder itself."""
+    module, _, function = baseline.builder.partition(":")
+    return getattr(import_module(f"hybrid_tokenizer.baselines.{module}"), function)
+
+
 def build(baseline: Baseline, path: Path) -> nn.Module:
     """The model of a file, or of a folder where `builder` reads folders."""
-    module, _, function = baseline.builder.partition(":")
-    builder: Callable[..., nn.Module] = getattr(import_module(f"hybrid_tokenizer.baselines.{module}"), function)
+    builder: Callable[..., nn.Module] = function_of(baseline)
     if path.is_dir():
         return builder(path)
     state = {
         key: value.float() if value.is_floating_point() else value
         for key, value in read_foreign(path, baseline.wrappers).items()
     }
-    return builder(state, str(path), **stated_options(module, path))
+    return builder(state, str(path), **stated_options(baseline, path))
 
 
-def stated_options(module: str, path: Path) -> dict[str, bool]:
+def stated_options(baseline: Baseline, path: Path) -> dict[str, bool]:
     """What a `config.json` beside the weights tells and the weights do not."""
     config = path.with_name(CONFIG_NAME)
-    if module != "titok" or not config.is_file():
+    if not baseline.builder.startswith("titok:") or not config.is_file():
         return {}
     values: dict[str, dict[str, dict[str, bool]]] = read_json(config)
     stated = values.get("model", {}).get("vq_model", {})

@@ -77,7 +77,9 @@ def test_the_layouts_here_are_the_references_at_fixture_size(kind):
 
 
 def test_every_foreign_layout_of_the_registry_is_written_out():
-    assert set(layouts.PUBLISHED) == set(registry.BASELINES) - SAME_FILES
+    rows = {name for name, baseline in registry.BASELINES.items() if baseline.builder.endswith("_row")}
+    assert rows == {"seed", "lavit", "lavit_lowres"}
+    assert set(layouts.PUBLISHED) == set(registry.BASELINES) - SAME_FILES - rows
 
 
 @pytest.mark.parametrize("name", layouts.PUBLISHED)

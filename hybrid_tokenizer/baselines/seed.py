@@ -1,0 +1,103 @@
+"""SEED v1 (Ge et al. 2023): Branch II's tokenizer as published, drawn by Stable Diffusion 1.4 from pure noise with PLMS."""
+
+import math
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hybrid_tokenizer.baselines.sampling import Condition, image_generators, sample
+from hybrid_tokenizer.checkpoints import blip2, seed
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_strict, read_foreign
+from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import resize_bicubic
+from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.semantic.conversion import PUBLISHED, HeadCounts, seed_config
+
+FILES = ("eva_vit_g.pth", "causal_qformer.pth", "seed_tokenizer.pth")
+DIFFUSION_FOLDER = "stable-diffusion-v1-4"
+SEMANTIC_FOLDER = "semantic"
+
+
+class SeedRow(nn.Module):
+    """32 tokens an image. Steps and guidance default to the authors'."""
+
+    native_size = None
+
+    def __init__(
+        self, name: str, semantic: SemanticTokenizer, diffusion: DiffusionDecoder, num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+    ):  # fmt: skip
+        super().__init__()
+        from diffusers import PNDMScheduler
+
+        made, read = semantic.config.generation_width, diffusion.config.cross_attention_dim
+        if made != read:
+            raise HybridTokenizerError(
+                f"the tokenizer makes embeddings of width {made}, the U-Net reads width {read}; give Stable Diffusion 1.4"
+            )
+        self.name = name
+        self.semantic = semantic
+        self.diffusion = diffusion
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        config = diffusion.schedule.diffusers_config
+        shared = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "set_alpha_to_one", "steps_offset",
+                  "timestep_spacing", "prediction_type")  # fmt: skip
+        # without the Runge-Kutta warm-up PNDM is PLMS
+        self.scheduler = PNDMScheduler(skip_prk_steps=True, **{key: config[key] for key in shared})
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> Int[Tensor, "b n"]:
+        """Semantic indices; nothing is drawn."""
+        return self.semantic.encode(images.to(self.diffusion.device))
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: Int[Tensor, "b n"], size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """At the diffusion model's own size, then bicubic to `size`."""
+        states = self.semantic.decode(tokens)
+        null = self.diffusion.null_condition.expand(len(states), -1, -1)
+        side = self.diffusion.config.unet.get("sample_size") or 64
+        latents = sample(
+            self.diffusion.unet, self.scheduler, Condition(states), Condition(null), (side, side),
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
+            generators=image_generators(len(states), generator),
+        )  # fmt: skip
+        return resize_bicubic(self.diffusion.decode_latents(latents).clamp(-1, 1), size).clamp(-1, 1)
+
+    def num_tokens(self, tokens: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
+        """32."""
+        return torch.full((len(tokens),), tokens.shape[1])
+
+    def bits(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b"]:
+        """log2 of the codebook's size for each token."""
+        return self.num_tokens(tokens).float() * math.log2(self.semantic.codebook_size)
+
+    def codebook_indices(self, tokens: Int[Tensor, "b n"]) -> dict[str, tuple[Int[Tensor, "b n"], int]]:
+        """The indices, and the codebook's size."""
+        return {"semantic": (tokens, self.semantic.codebook_size)}
+
+
+def load_seed_row(name: str, folder: Path, heads: HeadCounts = PUBLISHED) -> SeedRow:
+    """From SEED's three files, or a converted `semantic/` folder, beside a folder of Stable Diffusion 1.4."""
+    diffusion = DiffusionDecoder.from_pretrained(folder / DIFFUSION_FOLDER)
+    if (folder / SEMANTIC_FOLDER / CONFIG_NAME).is_file():
+        semantic = SemanticTokenizer.from_pretrained(folder / SEMANTIC_FOLDER)
+    else:
+        semantic = build_seed_tokenizer([read_foreign(folder / file) for file in FILES], str(folder), heads)
+    return SeedRow(name, semantic, diffusion).eval()
+
+
+def build_seed_tokenizer(states: list[dict[str, Tensor]], source: str, heads: HeadCounts) -> SemanticTokenizer:
+    """SEED v1's tokenizer from the states of its files, in any order that `blip2.join_files` joins."""
+    joined = {
+        key: value.float() if value.is_floating_point() else value for key, value in blip2.join_files(states).items()
+    }
+    variant = seed.check_variant(joined, "seed1")
+    state = seed.convert_seed(joined, variant)
+    tokenizer = SemanticTokenizer(seed_config(state, variant, seed.reverse_layers(joined, variant), heads))
+    load_strict(tokenizer, state, source)
+    return tokenizer.eval()
