@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/eval_recon.py model=tiny data.root=null output_dir=outputs/demo
 
 test: $(INSTALLED)
-	CI=1 $(BIN)/python -m pytest
+	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
