@@ -27,6 +27,8 @@ def read_arguments() -> argparse.Namespace:
             f"--{part}", type=Path, required=True, help=f"run folder whose final/ holds the {part} component"
         )
     parser.add_argument("--stages", type=Path, nargs="*", default=[], help="further run folders whose curves are kept")
+    parser.add_argument("--data", type=Path, help="folder of the training data; written as $DATA in the results")
+    parser.add_argument("--runs", type=Path, help="folder of the runs; written as $RUNS in the results")
     parser.add_argument("--results", type=Path, required=True, help="folder for curves and facts, one JSON a stage")
     parser.add_argument("--start", help="recommended decoding: ddim_inversion or add_noise")
     parser.add_argument("--strength", type=float, help="recommended decoding: share of the schedule")
@@ -34,10 +36,14 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def keep_curve(run: Path, results: Path) -> None:
-    """metrics.jsonl and final/training.json of a run as one JSON."""
+def keep_curve(run: Path, results: Path, names: dict[str, Path | None]) -> None:
+    """metrics.jsonl and final/training.json of a run as one JSON, folders of this machine replaced by `names`."""
+    facts = json.dumps(read_json(run / "final" / "training.json"))
+    for name, folder in names.items():
+        if folder is not None:
+            facts = facts.replace(str(folder), name)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    write_json(results / f"{run.name}.json", {"training": read_json(run / "final" / "training.json"), "curve": rows})
+    write_json(results / f"{run.name}.json", {"training": json.loads(facts), "curve": rows})
 
 
 def main() -> None:
@@ -53,11 +59,14 @@ def main() -> None:
         name=arguments.name,
     )
     folder = PRESETS / arguments.name
+    card = (folder / "README.md").read_bytes() if (folder / "README.md").exists() else None
     if folder.exists():
         shutil.rmtree(folder)
     tokenizer.save_pretrained(folder, dtype=torch.float16, max_shard_size=SHARD)
+    if card is not None:  # written by hand
+        (folder / "README.md").write_bytes(card)
     for run in (arguments.guide, arguments.semantic, arguments.diffusion, *arguments.stages):
-        keep_curve(run, arguments.results)
+        keep_curve(run, arguments.results, {"$DATA": arguments.data, "$RUNS": arguments.runs})
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB, hash {tokenizer.hash}")
 

@@ -15,8 +15,11 @@ $PYTHON scripts/train_semantic.py stage=contrastive recipe=tiny_contrastive "dat
   data.val_root="$DATA/captions/val" output_dir="$RUNS/contrastive"
 $PYTHON scripts/train_semantic.py stage=quantize recipe=tiny_quantize "data.root=$pairs" \
   data.val_root="$DATA/captions/val" semantic.init="$RUNS/contrastive/final" output_dir="$RUNS/quantize"
-$PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet "data.root=$pixels" \
+$PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet data.root="$DATA/imagenet_sample/train" \
   data.val_root="$DATA/imagenet_sample/val" diffusion.init="$RUNS/vae/final" \
   semantic_folder="$RUNS/quantize/final" output_dir="$RUNS/unet"
 $PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
-  --diffusion "$RUNS/unet" --stages "$RUNS/vae" "$RUNS/contrastive" --results benchmarks/results/tiny
+  --diffusion "$RUNS/unet" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
+  --results benchmarks/results/tiny
+$PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet}.json \
+  --output benchmarks/results/tiny/curves.png

@@ -39,7 +39,7 @@ class UNetObjective(Objective):
     ) -> Float[Tensor, "b"]:
         """Mean squared error of the prediction, an image."""
         noise = torch.randn(latents.shape).to(latents)
-        levels = self.alphas_cumprod[timesteps][:, None, None, None]
+        levels = self.alphas_cumprod[timesteps]
         noisy = q_sample(latents, noise, levels)
         predicted = self.model(noisy, timesteps, encoder_hidden_states=condition).sample.float()
         target = training_target(latents, noise, levels, self.decoder[0].config.prediction_type)
