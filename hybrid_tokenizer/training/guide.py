@@ -37,10 +37,9 @@ class GuideObjective(Objective):
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         images = batch["images"]
         if step < self.weights.quantize_from:
+            self.model.quantizer.restart()  # here, so that only the first of a later step's micro-batches starts the codes
             output = self.continuous(images)
         else:
-            if step == self.weights.quantize_from > 0:
-                self.model.quantizer.restart()
             output = self.model(images)
         guides = output.guide_images.float()
         target = guide_target(images, tuple(guides.shape[-2:]))

@@ -29,10 +29,10 @@ def split_items(data: DataConfig, captions: bool, index_folder: Path | None = No
     for root, repeat in zip(data.roots, data.repeats_of_roots, strict=True):
         items = list_items(root, captions, index_folder)
         if data.val_root is None:
-            by_path = {item_path(item): item for item in items}
-            kept, held = hold_out(list(by_path), folder_of(root), data.val_fraction, data.val_at_least)
-            items = [by_path[path] for path in kept]
-            validation += [by_path[path] for path in held]
+            paths = list(dict.fromkeys(item_path(item) for item in items))  # several rows may name one image
+            held = set(hold_out(paths, folder_of(root), data.val_fraction, data.val_at_least)[1])
+            validation += [item for item in items if item_path(item) in held]
+            items = [item for item in items if item_path(item) not in held]
         training += items * repeat
     if data.val_root is not None:
         validation = list_items(Path(data.val_root), captions, index_folder)
