@@ -75,13 +75,18 @@ def cache_latents(
         indices = torch.zeros(len(latents), 0, dtype=torch.int32)
     else:
         device = next(semantic.parameters()).device
-        indices, _ = cached(
+        indices, kept_too = cached(
             folder / "semantic.safetensors",
             [crops, state_hash(semantic)],
             lambda: encode_views(
                 items, crop, views, seed, "semantic tokens", lambda images: semantic.encode(images.to(device)).int()
             ),
         )
+        if not torch.equal(kept, kept_too):
+            raise HybridTokenizerError(
+                f"{folder} holds latents and semantic tokens of different images: some could not be read for one of them; "
+                "delete the folder and run again"
+            )
     captions = [item_captions(items[index]) for index in kept.tolist() for _ in range(views)]
     return LatentStream(latents, indices, captions, seed)
 
@@ -92,6 +97,7 @@ def cached(path: Path, facts: list[Any], make: Callable[[], tuple[Tensor, Tensor
     listing = path.with_suffix(".json")
     if not (listing.exists() and path.exists() and read_json(listing)["key"] == key):
         values, kept = make()
+        listing.unlink(missing_ok=True)  # a kill before the next lines must not leave an old key beside new values
         save_tensors(path, {"values": values, "kept": kept})
         write_json(listing, {"key": key})
     stored = load_tensors(path)

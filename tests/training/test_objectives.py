@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import noise_images, small_hybrid
 
-from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
@@ -33,8 +33,6 @@ def small_semantic():
 
 def text_decoder():
     """A small DiffusionDecoder that reads MiniLM's features."""
-    from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
-
     config = small_hybrid().diffusion.config
     return DiffusionDecoder(
         DiffusionConfig(unet={**config.unet, "cross_attention_dim": 384}, vae=config.vae, num_condition_tokens=77)
@@ -71,7 +69,7 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=3e-3, weight_decay=0.0)
     totals = []
     objective.train()
-    for step in range(12):
+    for step in range(9):
         torch.manual_seed(0)  # the same noise, timesteps and prefixes every time
         losses = objective(batch, step)
         assert all(value.ndim == 0 for value in losses.values())
@@ -79,7 +77,7 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
         losses["total"].backward()
         optimizer.step()
         totals.append(losses["total"].item())
-    assert totals[-1] < 0.9 * totals[0] and min(totals) == min(totals[-3:])
+    assert max(totals[-3:]) < 0.9 * totals[0]
 
     after = objective.state_dict()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
@@ -90,15 +88,13 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
 
     objective.eval()
     with torch.no_grad():
-        judged = objective.judge([batch, batch])
-        assert torch.equal(torch.tensor(list(judged.figures.values())), torch.tensor(list(objective.judge([batch, batch]).figures.values())))  # fmt: skip
+        judged = objective.judge([batch])
+        assert judged.figures == objective.judge([batch]).figures
     assert all(isinstance(value, float) for value in judged.figures.values())
     if judged.pictures is not None:
         assert judged.pictures.shape[2:] == (3, 32, 32) and judged.pictures.isfinite().all()
     objective.export(tmp_path / "final", [batch])
-    kind = type(objective.decoder[0]) if stage in ("vae", "unet") else type(objective.model)
-    assert kind in (GuideTokenizer, SemanticTokenizer, type(small_hybrid().diffusion))
-    loaded = kind.from_pretrained(tmp_path / "final")
-    mine = objective.decoder[0] if stage in ("vae", "unet") else objective.model
-    for key, value in loaded.state_dict().items():
-        assert torch.equal(value, mine.state_dict()[key]), key
+    component = objective.decoder[0] if stage in ("vae", "unet") else objective.model
+    mine = component.state_dict()
+    for key, value in type(component).from_pretrained(tmp_path / "final").state_dict().items():
+        assert torch.equal(value, mine[key]), key
