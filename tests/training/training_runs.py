@@ -16,7 +16,7 @@ SMALL_GUIDE = (
     "guide.image_size=32", "guide.norm_num_groups=4", "guide.encoder_channels=[8,8,8]", "guide.decoder_channels=[8,8,8]",
     "guide.quantizer.codebook_size=32", "data.image_size=32", "data.val_at_least=4", "training.batch_size=2",
     "training.warmup_steps=0", "training.learning_rate=0.01", "training.num_workers=0", "training.tracker=none",
-    "training.progress=false",
+    "training.progress=false", "training.num_threads=1",
 )  # fmt: skip
 """A learning rate at which 6 steps move every weight far beyond rounding."""
 
