@@ -39,7 +39,10 @@ def run(config: EvalReconConfig) -> None:
     shown = range(min(config.pictures, len(images)))
     columns = [("original", torch.stack([to_uint8(images[i]) for i in shown]))]
     columns += [(done.row["method"], done.pictures) for done in evaluations]
-    captions = ["", *(f"{cell(done.row, 'psnr').replace('∞', 'inf')} dB, {cell(done.row, 'bits')} bits" for done in evaluations)]
+    captions = [
+        "",
+        *(f"{cell(done.row, 'psnr').replace('∞', 'inf')} dB, {cell(done.row, 'bits')} bits" for done in evaluations),
+    ]
     grid = picture_grid(columns, [images.names[i] for i in shown], captions)
     facts = {"config": asdict(config), "seeds": config.seeds, "weights_sha256": {tokenizer.name: tokenizer.hash}}
     table = write_report(
