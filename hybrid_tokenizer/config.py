@@ -15,11 +15,13 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hybrid_tokenizer.benchmarking.config import BenchmarkConfig
+from hybrid_tokenizer.correction.config import EvalCorrectionConfig
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.decode_sweep.config import EvalDecodeConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation import EvalReconConfig, ReconstructConfig
+from hybrid_tokenizer.figures.config import FiguresConfig
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.training.config import TrainingConfig
@@ -126,6 +128,8 @@ SCHEMAS: dict[str, Any] = {
     "reconstruct_schema": ReconstructConfig,
     "eval_decode_schema": EvalDecodeConfig,
     "benchmark_schema": BenchmarkConfig,
+    "make_figures_schema": FiguresConfig,
+    "eval_correction_schema": EvalCorrectionConfig,
 }
 
 

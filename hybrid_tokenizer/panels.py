@@ -1,0 +1,104 @@
+"""Labelled pictures in lines and columns as a matplotlib figure of the width of a page, written as PNG and PDF."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor
+
+from hybrid_tokenizer.checkpoints.files import write_atomic
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE_WIDTH = 7.0  # inches: the text of a two-column page
+WIDEST_CELL = 1.75
+LEFT, GAP = 0.2, 0.05  # inches: the lines' labels, between pictures
+FONT, LETTER, LINE = 7, 0.052, 0.115  # points; inches of a letter and of a line of text at that size
+DPI = 200
+
+
+class Picture(NamedTuple):
+    """A cell; None stays empty."""
+
+    image: UInt8[Tensor, "3 h w"] | None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Pictures from left to right, the label beside them read upwards. `opens` puts a larger gap above."""
+
+    label: str
+    pictures: Sequence[Picture]
+    opens: bool = False
+
+
+def draw_panels(columns: Sequence[str], lines: Sequence[Line]) -> "Figure":
+    """All pictures at one size, each above its caption. A heading's own line breaks are kept, longer lines wrapped.
+
+    Raises where a line has not one picture a column, or pictures differ in size.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    wrong = [line.label for line in lines if len(line.pictures) != len(columns)]
+    shapes = {tuple(p.image.shape) for line in lines for p in line.pictures if p.image is not None}
+    if wrong or not lines or len(shapes) != 1:
+        raise HybridTokenizerError(
+            f"{len(lines)} lines of {len(columns)} columns, sizes {sorted(shapes)}, lines of another length: {wrong}; "
+            "give pictures of one size, one a column"
+        )
+    (_, height, width), *_ = shapes
+    cell_width = min(WIDEST_CELL, (PAGE_WIDTH - LEFT) / len(columns) - GAP)
+    cell_height = cell_width * height / width
+    headings = [_wrapped(heading, int(cell_width / LETTER)) for heading in columns]
+    top = max(heading.count("\n") + 1 for heading in headings) * LINE + GAP
+    steps = [cell_height + GAP + LINE * any(p.caption for p in line.pictures) + LINE * line.opens for line in lines]
+    page_width = LEFT + len(columns) * (cell_width + GAP)
+    page_height = top + sum(steps) + GAP
+    figure = Figure(figsize=(page_width, page_height))
+    FigureCanvasAgg(figure)
+
+    def write(text: str, x: float, y: float, **options: str | float) -> None:
+        figure.text(x / page_width, 1 - y / page_height, text, fontsize=FONT, **options)
+
+    for column, heading in enumerate(headings):
+        x = LEFT + column * (cell_width + GAP) + cell_width / 2
+        write(heading, x, top - GAP / 2, ha="center", va="bottom", linespacing=1.1)
+    y = top
+    for line, step in zip(lines, steps, strict=True):
+        y_of_pictures = y + LINE * line.opens
+        write(line.label, LEFT / 2, y_of_pictures + cell_height / 2, ha="center", va="center", rotation=90)
+        for column, picture in enumerate(line.pictures):
+            if picture.image is None:
+                continue
+            x = LEFT + column * (cell_width + GAP)
+            bottom = 1 - (y_of_pictures + cell_height) / page_height
+            axes = figure.add_axes((x / page_width, bottom, cell_width / page_width, cell_height / page_height))
+            axes.imshow(rearrange(picture.image, "c h w -> h w c").numpy())
+            axes.set_axis_off()
+            write(picture.caption, x + cell_width / 2, y_of_pictures + cell_height + GAP / 3, ha="center", va="top")
+        y += step
+    return figure
+
+
+def write_figure(stem: Path, figure: "Figure") -> list[Path]:
+    """STEM.png and STEM.pdf, the same bytes for the same figure."""
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        write_atomic(paths[-1], buffer.getvalue())
+    return paths
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""])
