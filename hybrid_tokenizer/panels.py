@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from einops import rearrange
 from jaxtyping import UInt8
@@ -17,11 +17,11 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAGE_WIDTH = 7.0  # inches: the text of a two-column page
-WIDEST_CELL = 1.75
+PAGE = (7.0, 9.0)  # inches: the text of a two-column page
+WIDEST_CELL, SMALLEST_CELL = 1.4, 0.6
 LEFT, GAP = 0.2, 0.05  # inches: the lines' labels, between pictures
 FONT, LETTER, LINE = 7, 0.052, 0.115  # points; inches of a letter and of a line of text at that size
-DPI = 200
+DPI = 250
 
 
 class Picture(NamedTuple):
@@ -43,6 +43,8 @@ class Line:
 def draw_panels(columns: Sequence[str], lines: Sequence[Line]) -> "Figure":
     """All pictures at one size, each above its caption. A heading's own line breaks are kept, longer lines wrapped.
 
+    Pictures shrink to fit a page, down to `SMALLEST_CELL`.
+
     Raises where a line has not one picture a column, or pictures differ in size.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,17 +58,19 @@ def draw_panels(columns: Sequence[str], lines: Sequence[Line]) -> "Figure":
             "give pictures of one size, one a column"
         )
     (_, height, width), *_ = shapes
-    cell_width = min(WIDEST_CELL, (PAGE_WIDTH - LEFT) / len(columns) - GAP)
+    texts = [LINE * any(p.caption for p in line.pictures) + LINE * line.opens for line in lines]
+    tallest = (PAGE[1] - 4 * LINE - sum(texts)) / len(lines) - GAP
+    cell_width = min(WIDEST_CELL, (PAGE[0] - LEFT) / len(columns) - GAP, max(tallest, SMALLEST_CELL) * width / height)
     cell_height = cell_width * height / width
     headings = [_wrapped(heading, int(cell_width / LETTER)) for heading in columns]
     top = max(heading.count("\n") + 1 for heading in headings) * LINE + GAP
-    steps = [cell_height + GAP + LINE * any(p.caption for p in line.pictures) + LINE * line.opens for line in lines]
+    steps = [cell_height + GAP + text for text in texts]
     page_width = LEFT + len(columns) * (cell_width + GAP)
     page_height = top + sum(steps) + GAP
     figure = Figure(figsize=(page_width, page_height))
     FigureCanvasAgg(figure)
 
-    def write(text: str, x: float, y: float, **options: str | float) -> None:
+    def write(text: str, x: float, y: float, **options: Any) -> None:
         figure.text(x / page_width, 1 - y / page_height, text, fontsize=FONT, **options)
 
     for column, heading in enumerate(headings):

@@ -43,7 +43,7 @@ class EvalCorrectionConfig:
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     token_shares: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2])
-    elastic: list[float] = field(default_factory=lambda: [0.03])
+    elastic: list[float] = field(default_factory=lambda: [0.05])
     rotations: list[float] = field(default_factory=lambda: [4.0])
     methods: list[str] | None = None
     baselines: dict[str, str] = field(default_factory=dict)

@@ -195,7 +195,12 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A line a damage and method."""
     shown = [key for key in MEASURES if key in rows[0]]
     lost = [key for key in LOST if key in rows[0]]
-    headings = ["damage", "method", *(MEASURES[key][0] for key in shown), *(f"Δ {MEASURES[key][0]}" for key in lost)]
+    headings = [
+        "damage",
+        "method",
+        *(MEASURES[key][0] for key in shown),
+        *(f"Δ {MEASURES[key][0][:-2]}" for key in lost),
+    ]
     lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
     for row in rows:
         cells = [row["damage"], row["method"], *(f"{row[key]:.{MEASURES[key][1]}f}" for key in shown)]

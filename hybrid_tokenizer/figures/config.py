@@ -12,7 +12,7 @@ FIGURES = ("2", "3", "4", "5")
 class FiguresConfig:
     """`figure` is one of the paper's, or `all`.
 
-    rows: the columns of Figure 2; null is `baselines` without MoVQ, then semantic_only, guide_only, hybrid and codec.
+    rows: the columns of Figure 2; null is `baselines` but those of Figures 4 and 5, then semantic_only, guide_only, hybrid and codec.
     baselines: weights as for eval_recon. Figure 4 takes those called movq_..., Figure 5 super_resolution.
     guides: folders of further guide tokenizers, which are further columns of Figures 3 to 5.
     `data.max_images` photographs are shown, the first usable ones in sorted order.
@@ -21,7 +21,7 @@ class FiguresConfig:
     figure: str = "all"
     model_name: str = "tiny"
     output_dir: str = "outputs/figures"
-    data: EvalData = field(default_factory=lambda: EvalData(max_images=4))
+    data: EvalData = field(default_factory=lambda: EvalData(max_images=3))
     components: Components = field(default_factory=Components)
     rows: list[str] | None = None
     baselines: dict[str, str] = field(default_factory=dict)

@@ -165,7 +165,7 @@ def figure_5(painter: Painter, variants: Sequence[GuideVariant], upscaler: nn.Mo
 
 
 def guide_variants(tokenizer: HybridTokenizer, others: Sequence[HybridTokenizer] = ()) -> list[GuideVariant]:
-    """All prefixes of nested guides, and the single sizes; most tokens first."""
+    """The tokenizer's guide, all prefixes if it is nested, then those of the others; most tokens first."""
     variants = []
     for place, one in enumerate((tokenizer, *others)):
         totals = list(accumulate(h * w for h, w in one.guide.guide_scale_sizes((one.native_size, one.native_size))))
@@ -174,14 +174,14 @@ def guide_variants(tokenizer: HybridTokenizer, others: Sequence[HybridTokenizer]
             GuideVariant(one, scales if nested else None, total, f"{total}" + (f"-{place}" if place else ""))
             for scales, total in enumerate(totals, start=1)
         ]
-    return sorted(variants, key=lambda variant: -variant.num_tokens)
+    return sorted(variants, key=lambda variant: (variant.tokenizer is not tokenizer, -variant.num_tokens))
 
 
 def rows_of_figure_2(
     tokenizer: HybridTokenizer, rows: list[str] | None = None, baselines: Mapping[str, str] | None = None
 ) -> list[ImageTokenizer]:
-    """Rows by name; None is the baselines but MoVQ, whose place is Figure 4, and our own."""
-    others = [name for name in baselines or {} if not name.startswith(MOVQ)]
+    """Rows by name; None is the baselines but MoVQ and super-resolution, which have figures of their own, and ours."""
+    others = [name for name in baselines or {} if not name.startswith(MOVQ) and name != SUPER_RESOLUTION]
     return rows_by_name(tokenizer, [*others, *OUR_COLUMNS] if rows is None else rows, baselines)
 
 
