@@ -10,7 +10,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 STARTS = ("ddim_inversion", "add_noise")
 INVERSION_CONDITIONS = ("generation", "null")
-VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderTinyLinear")  # the last one is linear_vae.py's
 
 SD15_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -36,8 +36,8 @@ SD15_VAE: dict[str, Any] = {
 }
 TINY_UNET: dict[str, Any] = {
     "sample_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
+    "in_channels": 16,
+    "out_channels": 16,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "block_out_channels": [64, 128, 192],
@@ -45,11 +45,7 @@ TINY_UNET: dict[str, Any] = {
     "cross_attention_dim": 384,
     "attention_head_dim": 4,
 }
-TINY_VAE: dict[str, Any] = {
-    "encoder_block_out_channels": [48] * 4,
-    "decoder_block_out_channels": [48] * 4,
-    "latent_channels": 4,
-}
+TINY_VAE: dict[str, Any] = {"block_out_channels": [48] * 4, "latent_channels": 16}
 
 
 @dataclass
@@ -104,7 +100,7 @@ class DiffusionConfig:
 
     unet: dict[str, Any] = field(default_factory=lambda: dict(TINY_UNET))
     """Keyword arguments of diffusers' UNet2DConditionModel."""
-    vae_class: str = "AutoencoderTiny"
+    vae_class: str = "AutoencoderTinyLinear"
     vae: dict[str, Any] = field(default_factory=lambda: dict(TINY_VAE))
     """Keyword arguments of diffusers' class of that name."""
     latent_shift: list[float] = field(default_factory=lambda: [0.0])
@@ -161,7 +157,7 @@ class DiffusionConfig:
     @property
     def vae_factor(self) -> int:
         """Pixels a latent, along each side."""
-        name = "block_out_channels" if self.vae_class == "AutoencoderKL" else "encoder_block_out_channels"
+        name = "encoder_block_out_channels" if self.vae_class == "AutoencoderTiny" else "block_out_channels"
         return 2 ** (len(self.vae[name]) - 1)
 
     @classmethod
@@ -192,5 +188,5 @@ class DiffusionConfig:
 
     @classmethod
     def tiny(cls) -> "DiffusionConfig":
-        """The embedded preset: 32 x 32 x 4 latents of 256 px, text width 384."""
+        """The embedded preset: 32 x 32 x 16 latents of 256 px, text width 384."""
         return cls()

@@ -26,6 +26,7 @@ from hybrid_tokenizer.diffusion.pretrained import (
     NULL_CONDITION_NAME,
     load_model,
     local_folder,
+    model_class,
     null_condition_of_text_encoder,
     plain_config,
     save_model,
@@ -47,12 +48,10 @@ class DiffusionDecoder(nn.Module):
     """
 
     def __init__(self, config: DiffusionConfig, unet: nn.Module | None = None, vae: nn.Module | None = None):
-        import diffusers  # costs seconds: only where a decoder is built
-
         super().__init__()
         self.config = config
-        self.unet = diffusers.UNet2DConditionModel(**config.unet) if unet is None else unet
-        self.vae = getattr(diffusers, config.vae_class)(**config.vae) if vae is None else vae
+        self.unet = model_class("UNet2DConditionModel")(**config.unet) if unet is None else unet
+        self.vae = model_class(config.vae_class)(**config.vae) if vae is None else vae
         self.schedule = Schedule(config.prediction_type)
         self.register_buffer("null_condition", torch.zeros(1, config.num_condition_tokens, config.cross_attention_dim))
 

@@ -62,13 +62,22 @@ def quiet(logging: ModuleType) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def model_class(name: str) -> type[nn.Module]:
+    """A class of diffusers, or ours in its form, by name."""
+    import diffusers  # costs seconds, as does what builds on it
+
+    from hybrid_tokenizer.diffusion.linear_vae import AutoencoderTinyLinear
+
+    return AutoencoderTinyLinear if name == AutoencoderTinyLinear.__name__ else getattr(diffusers, name)
+
+
 def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
     """A diffusers model. Unlike its own loader, a missing or surplus weight raises instead of staying random."""
     import diffusers
 
     try:
         with quiet(diffusers.utils.logging):
-            model, report = getattr(diffusers, class_name).from_pretrained(
+            model, report = model_class(class_name).from_pretrained(
                 folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:

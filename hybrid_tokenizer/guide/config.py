@@ -21,6 +21,8 @@ class GuideConfig:
     `residual_front` (area resize plus a learned residual), `unshuffle` (pixel unshuffle), `appended` (further levels of
     the last width below the trunk) or `none`. The decoder's levels take the grid to the guide image.
     `image_size` is the training size and the default; any size with multiples of `downsample_factor` works.
+    `linear_path` adds the networks to a transform code of the resized image (`linear_path.py`), for training from
+    nothing; published weights have none.
     """
 
     image_size: int = 256
@@ -36,6 +38,7 @@ class GuideConfig:
     stem: str = "none"
     stem_factor: int = 1
     stem_channels: int = 64
+    linear_path: bool = False
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     guide_scales: list[int] | None = None
     scale_interpolation: str = "bicubic"
@@ -163,17 +166,20 @@ class GuideConfig:
         """The embedded preset at 256 px: trains on CPU cores. `guide_size` 128, 64, 32 or 16 is 256, 64, 16 or 4 tokens."""
         return cls(
             image_size=256,
-            encoder_channels=[32, 32, 64, 192],  # width where it is cheap: most parameters work on the token grid
-            decoder_channels=[32, 32, 64, 192],
+            encoder_channels=[32, 64, 128, 224],  # width where it is cheap: most parameters work on the token grid
+            decoder_channels=[32, 64, 128, 224],
             encoder_layers=1,
             decoder_layers=0,
             encoder_attention=[],
             decoder_attention=[],
             z_channels=8,
             norm_type="group",
+            norm_num_groups=4,  # 32 groups of 32 channels would norm each channel by itself: no mean colour, and twice as slow
             stem="unshuffle",
             stem_factor=stem_factor_of(256, guide_size),
-            quantizer=QuantizerConfig(kind="ema", codebook_size=4096, codebook_dim=8),
+            linear_path=True,
+            # the commitment of the VQ-VAE paper: at 1 the features follow the codes and stop moving
+            quantizer=QuantizerConfig(kind="ema", codebook_size=4096, codebook_dim=8, commitment_weight=0.25),
             guide_scales=[2, 4, 8, 16] if nested else None,
         )
 

@@ -16,6 +16,7 @@ from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_area
+from hybrid_tokenizer.linear_path import LinearPath
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
 
@@ -85,6 +86,12 @@ class GuideTokenizer(nn.Module):
             block_out_channels=tuple(config.decoder_channels),
             layers_per_block=config.decoder_layers, norm_num_groups=config.norm_num_groups, norm_type=config.norm_type,
         )  # fmt: skip
+        self.linear_path: LinearPath | None = None
+        if config.linear_path:
+            self.linear_path = LinearPath(config.quantizer.codebook_dim, config.upsample_factor)
+            for last in (self.quant_conv, self.decoder.conv_out):  # at step 0 the networks add nothing
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     @property
     def downsample_factor(self) -> int:
@@ -111,16 +118,18 @@ class GuideTokenizer(nn.Module):
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b h w d"]:
         """What the codebook quantizes."""
-        self.config.grid_size((images.shape[-2], images.shape[-1]))
+        grid_size = self.config.grid_size((images.shape[-2], images.shape[-1]))
         encoded = self.encoder(self.stem(images.to(self.quant_conv.weight.dtype)))
-        return rearrange(self.quant_conv(encoded), "b d h w -> b h w d")
+        features = rearrange(self.quant_conv(encoded), "b d h w -> b h w d")
+        return features if self.linear_path is None else features + self.linear_path.features(images, grid_size)
 
     def decode_quantized(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
         """Codes, or their sum over scales, to guide images; not clamped."""
         codes = rearrange(quantized, "b h w d -> b d h w").to(self.post_quant_conv.weight.dtype)
         # MoVQ: the norms see the codes themselves, only the decoder's input goes through post_quant_conv
         condition = codes if self.config.norm_type == "spatial" else None
-        return self.decoder(self.post_quant_conv(codes), condition)
+        decoded = self.decoder(self.post_quant_conv(codes), condition)
+        return decoded if self.linear_path is None else decoded + self.linear_path.images(quantized)
 
     def forward(self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None) -> GuideOutput:
         """One training pass. `generator` draws the prefixes of a nested guide; without it torch's own state does."""
@@ -208,9 +217,7 @@ class GuideTokenizer(nn.Module):
         scales = []
         for scale_size in self.config.scale_sizes(size):
             residual = features - subtracted
-            if scale_size != size:
-                planes = F.interpolate(rearrange(residual, "b h w d -> b d h w"), size=scale_size, mode="area")
-                residual = rearrange(planes, "b d h w -> b h w d")
+            residual = area_grid(residual, scale_size)
             codes, indices = self.quantizer.lookup(residual.detach())
             subtracted = subtracted + self._to_full_grid(codes.detach(), size)
             scales.append((residual, indices))
@@ -228,14 +235,18 @@ class GuideTokenizer(nn.Module):
         codes, indices = flat.quantized.detach().split(lengths, dim=1), flat.indices.split(lengths, dim=1)
         kept = prefix_lengths(batch, len(inputs), self.config.prefix_dropout if self.training else 0.0, generator)
         kept = kept.to(features.device)
-        total = torch.zeros_like(features)
+        total, carrier = torch.zeros_like(features), features
         grids = []
         for scale, residual in enumerate(inputs):
             height, width = residual.shape[1:3]
             up = self._to_full_grid(rearrange(codes[scale], "b (h w) d -> b h w d", h=height), size)
             total = total + up * (kept > scale).to(up.dtype)[:, None, None, None]
             grids.append(indices[scale].reshape(batch, height, width))
-        quantized = features + (total - features).detach()
+            if scale + 1 < len(inputs):
+                # what a shortened code can carry; the gradient of what it can not would let the features grow without end
+                coarse = self._to_full_grid(area_grid(features, (height, width)), size)
+                carrier = torch.where((kept == scale + 1)[:, None, None, None], coarse, carrier)
+        quantized = carrier + (total - carrier).detach()
         return flat._replace(quantized=quantized, indices=grids[-1]), tuple(grids)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -254,6 +265,14 @@ class GuideTokenizer(nn.Module):
 def block_types(levels: int, attention: Sequence[int], plain: str) -> tuple[str, ...]:
     """diffusers' block names, high resolution first."""
     return tuple(f"Attn{plain}" if level in attention else plain for level in range(levels))
+
+
+def area_grid(features: Float[Tensor, "b h w d"], size: tuple[int, int]) -> Float[Tensor, "b _ _ d"]:
+    """The mean over each cell of a coarser grid; the grid itself at its own size."""
+    if tuple(features.shape[1:3]) == size:
+        return features
+    planes = F.interpolate(rearrange(features, "b h w d -> b d h w"), size=size, mode="area")
+    return rearrange(planes, "b d h w -> b h w d")
 
 
 def prefix_lengths(

@@ -75,6 +75,15 @@ def final_weights(folder):
     return (folder / "final" / "model.safetensors").read_bytes()
 
 
+def assert_same_gradients(one, two):
+    """Equal up to rounding: beside 1e-4 of its own size a tensor may differ by 1e-5 of the largest gradient, because where
+    terms cancel (a bias before a norm) what is left is rounding."""
+    assert set(one) == set(two) and len(one) > 20
+    rounding = 1e-5 * max(gradient.abs().max().item() for gradient in one.values())
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=rounding, msg=name)
+
+
 def said(stdout):
     """What a run says about its course; the rest is validation and skipped files."""
     return [line for line in stdout.splitlines() if not line.startswith(("step ", "skipped "))]

@@ -1,0 +1,58 @@
+"""A transform code around the networks of an autoencoder: what they learn is added to it, so that training starts in focus
+and in colour."""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybrid_tokenizer.images import resize_area
+
+CHROMA_DELAY = 1.5
+"""How many steps of frequency a colour difference comes after the luminance: photographs vary that much less in colour."""
+
+
+class LinearPath(nn.Module):
+    """The lowest cosine coefficients of each block of an image as `d` features, and blocks from features.
+
+    Both directions are convolutions of kernel and stride `block`, trained with the rest; at step 0 they are the transform
+    and its transpose. Features are scaled by 1 / `block`: the first is the block's mean luminance times sqrt(3).
+    """
+
+    def __init__(self, dims: int, block: int):
+        super().__init__()
+        self.block = block
+        basis = dct_basis(dims, block)
+        self.analysis = nn.Conv2d(3, dims, block, stride=block, bias=False)
+        self.synthesis = nn.ConvTranspose2d(dims, 3, block, stride=block, bias=False)
+        with torch.no_grad():
+            self.analysis.weight.copy_(basis / block)
+            self.synthesis.weight.copy_(basis * block)
+
+    def features(self, images: Float[Tensor, "b 3 H W"], grid_size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
+        """One vector a block of the image, area-resized so that it has `grid_size` blocks."""
+        height, width = grid_size
+        resized = resize_area(images, (height * self.block, width * self.block))
+        return rearrange(self.analysis(resized.to(self.analysis.weight.dtype)), "b d h w -> b h w d")
+
+    def images(self, features: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 hb wb"]:
+        """Blocks side by side; not clamped."""
+        return self.synthesis(rearrange(features, "b h w d -> b d h w").to(self.synthesis.weight.dtype))
+
+
+def dct_basis(dims: int, block: int) -> Float[Tensor, "dims 3 block block"]:
+    """The first `dims` vectors, lowest frequency first, of an orthonormal basis of colour blocks.
+
+    Type-II cosines along both sides; colours are luminance (1, 1, 1), red minus blue, and green against both.
+    """
+    positions = torch.arange(block, dtype=torch.float64) + 0.5
+    cosines = torch.cos(math.pi / block * positions * torch.arange(block, dtype=torch.float64)[:, None])
+    cosines = cosines / cosines.norm(dim=1, keepdim=True)
+    colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colours = colours / colours.norm(dim=1, keepdim=True)
+    entries = [(c, i, j) for c in range(3) for i in range(block) for j in range(block)]
+    entries.sort(key=lambda entry: (entry[1] + entry[2] + CHROMA_DELAY * (entry[0] > 0), abs(entry[1] - entry[2])))
+    vectors = [torch.einsum("c,i,j->cij", colours[c], cosines[i], cosines[j]) for c, i, j in entries[:dims]]
+    return torch.stack(vectors).float()

@@ -1,0 +1,69 @@
+"""The transform code that Branch I's networks are added to."""
+
+import torch
+from einops import rearrange
+from guide_models import build, images, small_config
+
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.images import resize_area
+from hybrid_tokenizer.linear_path import LinearPath, dct_basis
+
+
+def test_the_basis_is_orthonormal_and_starts_with_the_mean():
+    basis = dct_basis(3 * 4 * 4, 4).flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(48), rtol=0, atol=1e-5)
+    assert basis[0].std() < 1e-6, "a grey block"
+    # luminance leads: colour differences come after both first cosines, and before anything else of higher frequency
+    assert all(vector.reshape(3, -1).std(0).max() < 1e-6 for vector in basis[:3])
+    assert basis[3].reshape(3, -1).std(1).max() < 1e-6 and abs(basis[3].sum()) < 1e-5
+
+
+def test_all_coefficients_give_the_image_back():
+    x = images(height=16, width=24)
+    path = LinearPath(dims=3 * 4 * 4, block=4)
+    features = path.features(x, (4, 6))
+    assert features.shape == (2, 4, 6, 48)
+    blocks = rearrange(x, "b c (h i) (w j) -> b h w c i j", i=4, j=4)
+    torch.testing.assert_close(features[..., 0], blocks.sum((-3, -2, -1)) / 48**0.5 / 4)
+    torch.testing.assert_close(path.images(features), x, rtol=0, atol=1e-5)
+
+
+def test_at_step_0_the_networks_add_nothing():
+    """Resized to half by the stem, 4 x 4 blocks: features and guide are the transform code of the resized image."""
+    tokenizer = GuideTokenizer(small_config(stem="unshuffle", stem_factor=2, linear_path=True)).eval()
+    x = images(height=32, width=64)
+    path = LinearPath(dims=4, block=4)
+    expected = path.features(x, (4, 8))
+    with torch.no_grad():
+        features = tokenizer.features(x)
+        assert torch.equal(features, expected)
+        assert torch.equal(tokenizer.decode_quantized(features), path.images(expected))
+    # the projection on so many vectors: what is lost is orthogonal to what is kept
+    resized = resize_area(x, (16, 32))
+    kept = path.images(expected)
+    assert ((resized - kept) * kept).mean().abs() < 1e-6
+
+
+def test_the_networks_and_the_path_all_train():
+    tokenizer = GuideTokenizer(small_config(linear_path=True)).train()
+    optimizer = torch.optim.SGD(tokenizer.parameters(), lr=0.1)
+    x = images()
+    before = {name: weight.clone() for name, weight in tokenizer.named_parameters()}
+    for _ in range(3):  # the last layers first: the others' gradients pass through their zeros
+        output = tokenizer(x)
+        loss = (output.guide_images - x).square().mean() + output.quantized.codebook_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    moved = {name for name, weight in tokenizer.named_parameters() if not torch.equal(weight, before[name])}
+    assert {name for name in before if not name.endswith("to_k.bias")} <= moved, "a softmax does not see its keys' bias"
+
+
+def test_it_is_stored_and_read_back(tmp_path):
+    tokenizer = build(small_config(linear_path=True, guide_scales=[1, 2, 4]))
+    tokenizer.save_pretrained(tmp_path)
+    x = images()
+    assert torch.equal(
+        GuideTokenizer.from_pretrained(tmp_path).decode(tokenizer.encode(x, guide_scales=2)),
+        tokenizer.decode(tokenizer.encode(x, guide_scales=2)),
+    )
