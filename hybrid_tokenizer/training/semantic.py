@@ -18,13 +18,14 @@ from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.semantic.contrastive import HEADS_FOLDER, ContrastiveConfig, ContrastiveHeads, floor_value
-from hybrid_tokenizer.semantic.losses import QuantizeWeights, contrastive_loss, cosine_loss, generation_loss
+from hybrid_tokenizer.semantic.losses import contrastive_loss, cosine_loss, generation_loss
 from hybrid_tokenizer.training.objective import Judged, Objective
 from hybrid_tokenizer.training.text import BertTokens, CachedText, CLIPText, MiniLMText, mean_token_features, text_of
-from hybrid_tokenizer.training.weights import QFORMER, ContrastiveWeights
+from hybrid_tokenizer.training.weights import QFORMER, ContrastiveWeights, QuantizeStage
 
 TEACHER_SIZE = 256  # EfficientNet-lite's last stage has stride 32: 8 x 8 positions
 TEACHER_WIDTH = 320
+SENTENCE_TEMPERATURE = 0.05
 
 
 class SentenceHeads(nn.Module):
@@ -199,7 +200,7 @@ class QuantizeObjective(Objective):
     def __init__(
         self,
         model: SemanticTokenizer,
-        weights: QuantizeWeights,
+        weights: QuantizeStage,
         text: MiniLMText | CLIPText | CachedText | None = None,
     ):
         """text: the frozen tower of eq. 8, as wide as the generation embeddings; None is the embedded sentence encoder."""
@@ -234,6 +235,9 @@ class QuantizeObjective(Objective):
             "cosine": cosine_loss(output.cosine_embeds.float(), causal_embeds),
             "generation": generation_loss(output.generation_embeds.float(), target),
         }
+        if self.weights.sentence:
+            means = (mean_token_features(embeds) for embeds in (output.generation_embeds, target))
+            losses["sentence"] = contrastive_loss(*means, target.new_tensor(SENTENCE_TEMPERATURE))
         total = sum(getattr(self.weights, name) * value for name, value in losses.items())
         return {**losses, "total": total}
 

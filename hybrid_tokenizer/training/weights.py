@@ -110,12 +110,15 @@ class ContrastiveWeights:
 @dataclass
 class QuantizeStage(QuantizeWeights):
     """Stage 2. `text` gives eq. 8's targets: "minilm", or the folder of the Stable Diffusion in use (null: not given yet).
+    `sentence`, beyond the paper: eq. 6 between the means of the generation embeddings and of their targets. The mean square
+    of eq. 8 is nearly all word order, which no image tells, and alone it ends at the same embeddings for every image.
 
     `text_cache_mb` of host memory keep the features of captions that were met before; 0 computes them every time.
     """
 
     text: str | None = MINILM
     text_cache_mb: int = 0
+    sentence: float = 0.0
 
     def __post_init__(self) -> None:
         check_weights(self)
@@ -123,7 +126,7 @@ class QuantizeStage(QuantizeWeights):
     @classmethod
     def tiny(cls) -> "QuantizeStage":
         """The embedded preset's: its tower is cheaper than its memory."""
-        return cls()
+        return cls(sentence=0.2)
 
     @classmethod
     def sd15(cls) -> "QuantizeStage":
