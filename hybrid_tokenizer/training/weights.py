@@ -33,14 +33,15 @@ class GuideLossWeights:
 
 @dataclass
 class VAELossWeights:
-    """Absolute error has weight 1. `colour` is the squared error of the images averaged over each latent's area: without
-    it all channels settle on luminance, and a tiny VAE of 6,400 crops was still grey. `latent` pulls latents to unit size so that noise of `latent_noise` means the same
-    to every model: the decoder learns to live with what an imperfect U-Net leaves."""
+    """Absolute error has weight 1. `colour` is the squared error of the images averaged over each latent's area: without it
+    all channels of a VAE that starts from nothing settle on luminance. `latent` pulls the latents to unit size. The decoder
+    sees noise of `latent_noise` on them and so learns to live with what an imperfect U-Net leaves.
+    """
 
     perceptual: float = 0.02
     colour: float = 5.0
     latent: float = 1e-4
-    latent_noise: float = 0.05
+    latent_noise: float = 0.01
 
     def __post_init__(self) -> None:
         check_weights(self)
