@@ -83,7 +83,10 @@ class TrainSemantic:
 
 @dataclass
 class PretrainDiffusion:
-    """`stage: vae` trains the VAE; `stage: unet` the U-Net, on the latents of the VAE in `diffusion.init`."""
+    """`stage: vae` trains the VAE; `stage: unet` the U-Net, on the latents of the VAE in `diffusion.init`.
+
+    With `guide_folder`, a trained guide tokenizer, the U-Net learns to read its guides.
+    """
 
     stage: str = MISSING
     model_name: str = MISSING
@@ -91,6 +94,7 @@ class PretrainDiffusion:
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionSection = field(default_factory=DiffusionSection)
     semantic_folder: str | None = None
+    guide_folder: str | None = None
     vae_loss: VAELossWeights = field(default_factory=VAELossWeights)
     unet: UNetLossWeights = field(default_factory=UNetLossWeights)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -36,7 +36,7 @@ def small_hybrid(seed: int = 0, name: str = "small", nested: bool = False, start
     vae = {"encoder_block_out_channels": [8] * 4, "decoder_block_out_channels": [8] * 4, "latent_channels": 4}
     diffusion = DiffusionDecoder(
         DiffusionConfig(
-            unet=unet, vae=vae, num_condition_tokens=5,
+            unet=unet, vae_class="AutoencoderTiny", vae=vae, num_condition_tokens=5,
             decode_defaults=DecodeOptions(start=start, strength=0.4, num_inference_steps=10),
         )
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Latents and semantic tokens of a training set, computed once: neither changes while the U-Net trains."""
+"""Latents, guides and semantic tokens of a training set, computed once: none changes while the U-Net trains."""
 
 import hashlib
 import json
@@ -19,7 +19,8 @@ from hybrid_tokenizer.data.items import Item, item_captions, item_path, open_ite
 from hybrid_tokenizer.data.training import CropConfig, random_crop
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import from_pil
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.images import from_pil, full_resolution_chunk, resize_bicubic
 from hybrid_tokenizer.semantic import SemanticTokenizer
 
 
@@ -32,15 +33,18 @@ class LatentStream(Dataset):
         semantic_indices: Int[Tensor, "n q"],
         captions: Sequence[tuple[str, ...]],
         seed: int,
+        guide_latents: Float[Tensor, "n s c h w"] | None = None,
     ):
         self.latents, self.semantic_indices, self.captions, self.seed = latents, semantic_indices, list(captions), seed
+        self.guide_latents = guide_latents
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
         epoch, position = divmod(draw, len(self.latents))
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.latents))
         row = order[position]
         captions = self.captions[row]
-        return {
+        guides = {} if self.guide_latents is None else {"guide_latents": self.guide_latents[row].float()}
+        return guides | {
             "latents": self.latents[row].float(),
             "semantic_indices": self.semantic_indices[row].long(),
             "captions": captions[np.random.default_rng((self.seed, 1, draw)).integers(len(captions))],
@@ -56,17 +60,20 @@ def cache_latents(
     seed: int,
     decoder: DiffusionDecoder,
     semantic: SemanticTokenizer | None,
+    guide: GuideTokenizer | None = None,
 ) -> LatentStream:
-    """`views` random crops of each item as latents (fp16) and semantic tokens, kept in `folder` for the next start.
+    """`views` random crops of each item as latents (fp16), semantic tokens and latents of the guide, kept in `folder` for
+    the next start.
 
-    Each of the two files is made anew for other images, crops or weights. Without a semantic tokenizer the indices are
-    empty. Unreadable images are named and left out.
+    Each of the files is made anew for other images, crops or weights. Without a semantic tokenizer the indices are empty.
+    Unreadable images are named and left out.
     """
     crops = [[str(item_path(item)) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
     normalised = [decoder.config.latent_shift, decoder.config.latent_scale]
+    vae = [state_hash(decoder.vae), normalised]
     latents, kept = cached(
         folder / "latents.safetensors",
-        [crops, state_hash(decoder.vae), normalised],
+        [crops, *vae],
         lambda: encode_views(
             items, crop, views, seed, "latents", lambda images: decoder.encode_latents(images.to(decoder.device)).half()
         ),
@@ -82,13 +89,43 @@ def cache_latents(
                 items, crop, views, seed, "semantic tokens", lambda images: semantic.encode(images.to(device)).int()
             ),
         )
-        if not torch.equal(kept, kept_too):
-            raise HybridTokenizerError(
-                f"{folder} holds latents and semantic tokens of different images: some could not be read for one of them; "
-                "delete the folder and run again"
-            )
+        check_same(kept, kept_too, folder)
+    guide_latents = None
+    if guide is not None:
+        guide_latents, kept_too = cached(
+            folder / "guides.safetensors",
+            [crops, *vae, state_hash(guide)],
+            lambda: encode_views(
+                items, crop, views, seed, "guides", lambda images: encode_guides(decoder, guide, images).half()
+            ),
+        )
+        check_same(kept, kept_too, folder)
     captions = [item_captions(items[index]) for index in kept.tolist() for _ in range(views)]
-    return LatentStream(latents, indices, captions, seed)
+    return LatentStream(latents, indices, captions, seed, guide_latents)
+
+
+def check_same(kept: Int[Tensor, "k"], kept_too: Int[Tensor, "l"], folder: Path) -> None:
+    """Raise when two files were not made of the same images."""
+    if not torch.equal(kept, kept_too):
+        raise HybridTokenizerError(
+            f"{folder} holds latents, guides or semantic tokens of different images: some could not be read for one of "
+            "them; delete the folder and run again"
+        )
+
+
+@torch.no_grad()
+def encode_guides(
+    decoder: DiffusionDecoder, guide: GuideTokenizer, images: Float[Tensor, "b 3 H W"]
+) -> Float[Tensor, "b s c h w"]:
+    """Normalised latents of the guide images as `DiffusionDecoder.decode` makes them, one for each prefix of the guide."""
+    device, size = decoder.device, (images.shape[-2], images.shape[-1])
+    indices = guide.encode(images.to(device))
+    latents = []
+    for scales in range(1, len(indices) + 1):
+        guide_images = guide.decode(indices[:scales], grid_size=guide.config.grid_size(size)).float().clamp(-1, 1)
+        resized = resize_bicubic(guide_images, size).clamp(-1, 1)
+        latents.append(decoder.encode_latents(resized, full_resolution_chunk(device)))
+    return torch.stack(latents, dim=1)
 
 
 def cached(path: Path, facts: list[Any], make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,106 +1,166 @@
-"""Branch III's U-Net, for the embedded preset only: trained on text features and on Branch II's generation embeddings."""
+"""Branch III's U-Net: from nothing for the embedded preset, or a published one that learns to read the guide."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.diffusion.ddim import q_sample, training_target
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.guide.tokenizer import prefix_lengths
+from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
+from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.training.latents import encode_guides
 from hybrid_tokenizer.training.objective import Judged, Objective
 from hybrid_tokenizer.training.text import MiniLMText, text_of
 from hybrid_tokenizer.training.weights import UNetLossWeights
 
 JUDGED_TIMESTEPS = (100, 300, 500, 700, 900)
 NUM_PICTURES = 4
+RESTORING_STRENGTH = 0.4
 
 
 class UNetObjective(Objective):
-    """Denoising score matching on cached latents. The null condition is the text tower's answer to the empty caption."""
+    """Denoising score matching on cached latents.
 
-    def __init__(self, decoder: DiffusionDecoder, semantic: SemanticTokenizer | None, weights: UNetLossWeights):
+    Conditions are text features and, with `semantic`, generation embeddings. With `text` the null condition becomes the
+    text tower's answer to the empty caption; without it the decoder keeps its own.
+    With `guide` the U-Net also reads the latents of the decoded guide (`DiffusionDecoder.add_guide_conditioning`).
+    """
+
+    def __init__(
+        self,
+        decoder: DiffusionDecoder,
+        semantic: SemanticTokenizer | None,
+        weights: UNetLossWeights,
+        guide: GuideTokenizer | None = None,
+        text: MiniLMText | None = None,
+    ):
         super().__init__()
-        text = MiniLMText()
-        decoder.set_null_condition(text.token_features([""]))
+        if semantic is None and text is None:
+            raise HybridTokenizerError(
+                "the U-Net has neither text features nor generation embeddings to read; give semantic_folder"
+            )
+        if decoder.config.guide_conditioning != (guide is not None):
+            raise HybridTokenizerError(
+                f"the decoder has guide_conditioning={decoder.config.guide_conditioning}, and "
+                f"{'a' if guide is not None else 'no'} guide tokenizer is given; give guide_folder for a decoder that reads "
+                "guides, and only for one"
+            )
+        if text is not None:
+            decoder.set_null_condition(text.token_features([""]))
         self.decoder = (decoder,)  # a tuple: its U-Net is `model`, its VAE is frozen, neither must be registered twice
         self.model, self.weights = decoder.unet, weights
-        helpers: dict[str, nn.Module] = {"vae": decoder.vae, "text": text}
-        if semantic is not None:
-            helpers["semantic"] = semantic
-        self.freeze(**helpers)
+        helpers = {"vae": decoder.vae, "text": text, "semantic": semantic, "guide": guide}
+        if guide is not None:
+            helpers["perceptual"] = EfficientNetDistance("lite0")
+        self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
 
     def denoising_error(
-        self, latents: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Float[Tensor, "b n d"]
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Tensor,
+        condition: Float[Tensor, "b n d"],
+        guide_latents: Float[Tensor, "b c h w"] | None,
     ) -> Float[Tensor, "b"]:
         """Mean squared error of the prediction, an image."""
         noise = torch.randn(latents.shape).to(latents)
         levels = self.alphas_cumprod[timesteps]
         noisy = q_sample(latents, noise, levels)
-        predicted = self.model(noisy, timesteps, encoder_hidden_states=condition).sample.float()
+        inputs = noisy if guide_latents is None else torch.cat([noisy, guide_latents], dim=1)
+        predicted = self.model(inputs, timesteps, encoder_hidden_states=condition).sample.float()
         target = training_target(latents, noise, levels, self.decoder[0].config.prediction_type)
         return (predicted - target).square().mean((1, 2, 3))
 
     def conditions(self, batch: dict[str, Any]) -> Float[Tensor, "b n d"]:
         """Text features, some replaced by generation embeddings, some by the null condition."""
-        condition = self.frozen["text"].token_features(text_of(batch))
-        count = len(condition)
+        count = len(batch["latents"])
+        condition = self.frozen["text"].token_features(text_of(batch)) if "text" in self.frozen else None
         if "semantic" in self.frozen:
-            condition = select(
-                torch.rand(count) < self.weights.semantic_share,
-                self.frozen["semantic"].decode(batch["semantic_indices"]).float(),
-                condition,
-            )
+            generated = self.frozen["semantic"].decode(batch["semantic_indices"]).float()
+            use_text = torch.rand(count) >= self.weights.semantic_share
+            condition = generated if condition is None else select(use_text, condition, generated)
         null = self.decoder[0].null_condition.to(condition).expand_as(condition)
         return select(torch.rand(count) < self.weights.null_share, null, condition)
 
+    def guide_latents(self, prefixes: Float[Tensor, "b s c h w"]) -> Float[Tensor, "b c h w"]:
+        """One prefix an image, sometimes a short one, sometimes none at all: zeros."""
+        count, scales = prefixes.shape[:2]
+        kept = prefix_lengths(count, scales, self.weights.prefix_dropout)
+        chosen = prefixes[torch.arange(count), kept - 1]
+        return select(torch.rand(count) < self.weights.guide_dropout, torch.zeros_like(chosen), chosen)
+
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         latents = batch["latents"]
+        guide_latents = self.guide_latents(batch["guide_latents"]) if "guide" in self.frozen else None
         timesteps = torch.randint(len(self.alphas_cumprod), (len(latents),)).to(latents.device)
-        loss = self.denoising_error(latents, timesteps, self.conditions(batch)).mean()
+        loss = self.denoising_error(latents, timesteps, self.conditions(batch), guide_latents).mean()
         return {"denoising": loss, "total": loss}
 
     def judge(self, batches: list[dict[str, Any]]) -> Judged:
-        """Denoising error under each kind of condition at fixed timesteps, and images re-rendered from half the noise."""
+        """Denoising error under each kind of condition and guide at fixed timesteps; with a guide, what decoding restores;
+        images re-rendered from several strengths."""
         decoder = self.decoder[0].to(self.alphas_cumprod.device)
-        errors: dict[str, list[Tensor]] = {}
+        values: dict[str, list[Tensor]] = {}
         rows = []
         for number, batch in enumerate(batches):
-            images = batch["images"]
+            images = batch["images"].to(decoder.device)
             latents = decoder.encode_latents(images)
-            kinds = {"text": self.frozen["text"].token_features(text_of(batch))}
+            null = decoder.null_condition.expand(len(images), -1, -1)
+            conditions = {"null": null}
+            if "text" in self.frozen:
+                conditions["text"] = self.frozen["text"].token_features(text_of(batch))
             if "semantic" in self.frozen:
-                kinds["semantic"] = self.frozen["semantic"].decode(self.frozen["semantic"].encode(images)).float()
-            kinds["null"] = decoder.null_condition.expand_as(kinds["text"])
-            for name, condition in kinds.items():
-                torch.manual_seed(number)  # the same noise for every kind and every validation
+                conditions["semantic"] = self.frozen["semantic"].decode(self.frozen["semantic"].encode(images)).float()
+            best = conditions.get("semantic", conditions.get("text"))
+            guide_latents = None
+            if "guide" in self.frozen:
+                guide_latents = encode_guides(decoder, self.frozen["guide"], images)[:, -1]
+            cases = {f"error_{name}": (condition, guide_latents) for name, condition in conditions.items()}
+            if guide_latents is not None:
+                cases["error_no_guide"] = (best, torch.zeros_like(guide_latents))
+                cases["error_other_guide"] = (best, guide_latents.roll(1, 0))
+            for name, case in cases.items():
+                torch.manual_seed(number)  # the same noise for every case and every validation
                 for timestep in JUDGED_TIMESTEPS:
                     timesteps = torch.full((len(latents),), timestep, device=latents.device)
-                    errors.setdefault(name, []).append(self.denoising_error(latents, timesteps, condition))
+                    values.setdefault(name, []).append(self.denoising_error(latents, timesteps, *case))
+            if guide_latents is not None:
+                start = decoder.decode_latents(guide_latents).clamp(-1, 1)
+                restored = self.rendered(start, best, RESTORING_STRENGTH)
+                for name, result in (("guide", start), ("restored", restored)):
+                    values.setdefault(f"psnr_{name}", []).append(psnr(result, images))
+                    distance = efficientnet_distance(self.frozen["perceptual"], result, images)
+                    values.setdefault(f"effnet_lite0_distance_{name}", []).append(distance)
             if number == 0:
-                condition = kinds.get("semantic", kinds["text"])[:NUM_PICTURES]
-                options = {"start": "add_noise", "num_inference_steps": 20}
-                generator = torch.Generator().manual_seed(0)
                 shown = images[:NUM_PICTURES]
-                rendered = [
-                    decoder.decode(
-                        shown, condition, tuple(images.shape[-2:]), strength=s, generator=generator, **options
-                    )
-                    for s in (0.25, 0.5, 1.0)
-                ]
-                rows.append(torch.stack([shown, *rendered], dim=1))
-        return Judged({f"error_{name}": torch.cat(values).mean().item() for name, values in errors.items()}, rows[0])
+                starts = shown if guide_latents is None else start[:NUM_PICTURES]
+                pictures = [self.rendered(starts, best[:NUM_PICTURES], strength) for strength in (0.25, 0.5, 1.0)]
+                rows.append(torch.stack([shown, starts, *pictures], dim=1))
+        return Judged({name: torch.cat(parts).mean().item() for name, parts in values.items()}, rows[0])
+
+    def rendered(
+        self, starts: Float[Tensor, "b 3 h w"], condition: Float[Tensor, "b n d"], strength: float
+    ) -> Float[Tensor, "b 3 h w"]:
+        """From `starts` under fresh noise, the same at every validation."""
+        return self.decoder[0].decode(
+            starts, condition, tuple(starts.shape[-2:]), start="add_noise", num_inference_steps=20, strength=strength,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.decoder[0].save_pretrained(folder)
 
 
 def select(
-    chosen: Bool[Tensor, "b"], yes: Float[Tensor, "b n d"], no: Float[Tensor, "b n d"]
-) -> Float[Tensor, "b n d"]:
+    chosen: Bool[Tensor, "b"], yes: Float[Tensor, "b ..."], no: Float[Tensor, "b ..."]
+) -> Float[Tensor, "b ..."]:
     """Row by row."""
-    return torch.where(chosen.to(yes.device)[:, None, None], yes, no)
+    return torch.where(chosen.to(yes.device).view(-1, *[1] * (yes.ndim - 1)), yes, no)

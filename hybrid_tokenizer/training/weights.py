@@ -53,14 +53,17 @@ class UNetLossWeights:
 
     `null_share` of the conditions is the null condition (for guidance), `semantic_share` of the rest Branch II's
     generation embeddings when a semantic tokenizer is given. Latents and semantic tokens are cached for `views` crops an image.
+    With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
     """
 
     null_share: float = 0.1
     semantic_share: float = 0.5
+    guide_dropout: float = 0.1
+    prefix_dropout: float = 0.3
     views: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("null_share", "semantic_share"):
+        for name in ("null_share", "semantic_share", "guide_dropout", "prefix_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be a share in [0, 1]")
         if self.views < 1:

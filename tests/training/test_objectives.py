@@ -1,13 +1,16 @@
 """Each stage's objective learns: what it trains moves, what it freezes does not, and a small set is soon known by heart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import noise_images, small_hybrid
 
-from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
+from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
+from hybrid_tokenizer.training.text import MiniLMText
 from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
 from hybrid_tokenizer.training.weights import (
@@ -34,9 +37,7 @@ def small_semantic():
 def text_decoder():
     """A small DiffusionDecoder that reads MiniLM's features."""
     config = small_hybrid().diffusion.config
-    return DiffusionDecoder(
-        DiffusionConfig(unet={**config.unet, "cross_attention_dim": 384}, vae=config.vae, num_condition_tokens=77)
-    )
+    return DiffusionDecoder(replace(config, unet={**config.unet, "cross_attention_dim": 384}, num_condition_tokens=77))
 
 
 def batch_of(objective):
@@ -55,7 +56,7 @@ def build(stage):
     if stage == "vae":
         return VAEObjective(small_hybrid().diffusion, VAELossWeights())
     if stage == "unet":
-        return UNetObjective(text_decoder(), small_semantic(), UNetLossWeights())
+        return UNetObjective(text_decoder(), small_semantic(), UNetLossWeights(), text=MiniLMText())
     if stage == "quantize":
         return QuantizeObjective(small_semantic(), QuantizeStage(sentence=0.2))
     return SentenceContrastive(small_semantic(), ContrastiveWeights(label_smoothing=0.0, feature_width=32))

@@ -5,11 +5,12 @@ import torch
 from training_runs import picture, said
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 
 SMALL = (
-    "diffusion.unet.block_out_channels=[32,32,32]", "diffusion.vae.encoder_block_out_channels=[8,8,8,8]",
-    "diffusion.vae.decoder_block_out_channels=[8,8,8,8]", "data.image_size=32", "data.val_at_least=4",
+    "diffusion.unet.block_out_channels=[32,32,32]", "diffusion.vae.block_out_channels=[8,8,8,8]",
+    "data.image_size=32", "data.val_at_least=4",
     "training.batch_size=2", "training.warmup_steps=0", "training.num_workers=0", "training.num_threads=1",
     "training.tracker=none", "training.progress=false",
 )  # fmt: skip
@@ -47,8 +48,8 @@ def test_the_vae_then_the_unet(script, pairs, semantic_folder, tmp_path):
     assert error is None and said(stdout) == ["starting from step 0", "finished at step 2"], stderr
     decoder = DiffusionDecoder.from_pretrained(vae / "final")
     images = torch.rand(1, 3, 32, 48) * 2 - 1
-    assert decoder.encode_latents(images).shape == (1, 4, 4, 6)
-    assert len(decoder.config.latent_scale) == 4, "measured on the validation images"
+    assert decoder.encode_latents(images).shape == (1, 16, 4, 6)
+    assert len(decoder.config.latent_scale) == 16, "measured on the validation images"
 
     options = (
         "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"diffusion.init={vae / 'final'}",
@@ -66,6 +67,32 @@ def test_the_vae_then_the_unet(script, pairs, semantic_folder, tmp_path):
     trained = DiffusionDecoder.from_pretrained(whole / "final")
     assert all(torch.equal(value, trained.vae.state_dict()[key]) for key, value in decoder.vae.state_dict().items())
     assert trained.null_condition.abs().sum() > 0
+
+
+def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
+    """A nested guide of 1 + 4 + 16 tokens; the first start is stopped, the second goes on with its cache."""
+    guide = GuideTokenizer(
+        GuideConfig(
+            image_size=32, encoder_channels=[8, 8, 8], decoder_channels=[8, 8, 8], encoder_layers=1, decoder_layers=1,
+            encoder_attention=[], decoder_attention=[], norm_type="group", norm_num_groups=4, stem="unshuffle",
+            stem_factor=2, guide_scales=[1, 2, 4], linear_path=True,
+        )
+    )  # fmt: skip
+    guide.save_pretrained(tmp_path / "guide")
+    options = (
+        "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"semantic_folder={semantic_folder}",
+        f"guide_folder={tmp_path / 'guide'}", "training.max_steps=3", f"output_dir={tmp_path / 'unet'}",
+    )  # fmt: skip
+    error, stdout, stderr = script(*options, "training.max_minutes=1e-9")
+    assert error is None and said(stdout)[0] == "starting from step 0" and "guides" in stderr, stderr
+    error, stdout, stderr = script(*options)
+    assert error is None and said(stdout) == ["resumed from step 1", "finished at step 3"] and "guides" not in stderr
+    decoder = DiffusionDecoder.from_pretrained(tmp_path / "unet" / "final")
+    assert decoder.config.guide_conditioning and decoder.unet.config.in_channels == 32
+    assert decoder.unet.conv_in.weight[:, 16:].abs().max() > 0, "the guide's weights start at zero and have moved"
+    rows = [json.loads(line) for line in (tmp_path / "unet" / "metrics.jsonl").read_text().splitlines()]
+    judged = {name for row in rows for name in row if name.startswith("val_")}
+    assert {"val_error_no_guide", "val_error_other_guide", "val_psnr_restored", "val_psnr_guide"} <= judged
 
 
 def test_mistakes_are_one_line(script, pairs, tmp_path):
