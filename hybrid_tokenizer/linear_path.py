@@ -4,6 +4,7 @@ and in colour."""
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,29 +18,26 @@ CHROMA_DELAY = 1.5
 class LinearPath(nn.Module):
     """The lowest cosine coefficients of each block of an image as `d` features, and blocks from features.
 
-    Both directions are convolutions of kernel and stride `block`, trained with the rest; at step 0 they are the transform
-    and its transpose. Features are scaled by 1 / `block`: the first is the block's mean luminance times sqrt(3).
+    Both directions are convolutions of kernel and stride `block` that do not train: Adam's first steps would turn weights
+    as small as these into noise. Features are scaled by 1 / `block`: the first is the block's mean luminance times sqrt(3).
     """
 
     def __init__(self, dims: int, block: int):
         super().__init__()
         self.block = block
-        basis = dct_basis(dims, block)
-        self.analysis = nn.Conv2d(3, dims, block, stride=block, bias=False)
-        self.synthesis = nn.ConvTranspose2d(dims, 3, block, stride=block, bias=False)
-        with torch.no_grad():
-            self.analysis.weight.copy_(basis / block)
-            self.synthesis.weight.copy_(basis * block)
+        self.register_buffer("basis", dct_basis(dims, block))
 
     def features(self, images: Float[Tensor, "b 3 H W"], grid_size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
         """One vector a block of the image, area-resized so that it has `grid_size` blocks."""
         height, width = grid_size
         resized = resize_area(images, (height * self.block, width * self.block))
-        return rearrange(self.analysis(resized.to(self.analysis.weight.dtype)), "b d h w -> b h w d")
+        coefficients = F.conv2d(resized.to(self.basis.dtype), self.basis, stride=self.block)
+        return rearrange(coefficients / self.block, "b d h w -> b h w d")
 
     def images(self, features: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 hb wb"]:
         """Blocks side by side; not clamped."""
-        return self.synthesis(rearrange(features, "b h w d -> b d h w").to(self.synthesis.weight.dtype))
+        coefficients = rearrange(features, "b h w d -> b d h w").to(self.basis.dtype) * self.block
+        return F.conv_transpose2d(coefficients, self.basis, stride=self.block)
 
 
 def dct_basis(dims: int, block: int) -> Float[Tensor, "dims 3 block block"]:

@@ -44,11 +44,12 @@ def test_at_step_0_the_networks_add_nothing():
     assert ((resized - kept) * kept).mean().abs() < 1e-6
 
 
-def test_the_networks_and_the_path_all_train():
+def test_the_networks_train_and_the_path_stays():
     tokenizer = GuideTokenizer(small_config(linear_path=True)).train()
     optimizer = torch.optim.SGD(tokenizer.parameters(), lr=0.1)
     x = images()
     before = {name: weight.clone() for name, weight in tokenizer.named_parameters()}
+    basis = tokenizer.linear_path.basis.clone()
     for _ in range(3):  # the last layers first: the others' gradients pass through their zeros
         output = tokenizer(x)
         loss = (output.guide_images - x).square().mean() + output.quantized.codebook_loss
@@ -57,6 +58,7 @@ def test_the_networks_and_the_path_all_train():
         optimizer.step()
     moved = {name for name, weight in tokenizer.named_parameters() if not torch.equal(weight, before[name])}
     assert {name for name in before if not name.endswith("to_k.bias")} <= moved, "a softmax does not see its keys' bias"
+    assert torch.equal(tokenizer.linear_path.basis, basis)
 
 
 def test_it_is_stored_and_read_back(tmp_path):
