@@ -100,6 +100,22 @@ class PretrainDiffusion:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
+@dataclass
+class TrainDecoder:
+    """The U-Net of `decoder` (a DiffusionDecoder or Stable Diffusion 1.x folder, or a hub id) learns to read guides.
+
+    `semantic_folder` and `guide_folder` hold the trained branches whose tokens it will decode. Captions are not read.
+    """
+
+    decoder: str = MISSING
+    semantic_folder: str = MISSING
+    guide_folder: str = MISSING
+    output_dir: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    unet: UNetLossWeights = field(default_factory=UNetLossWeights)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
 def component_config(section: Any, kind: type) -> Any:
     """The component's own configuration out of a section that adds `init`."""
     return kind(**{f.name: getattr(section, f.name) for f in dataclasses.fields(kind)})
@@ -127,6 +143,7 @@ def register_schemas() -> None:
 SCHEMAS: dict[str, Any] = {
     "train_guide_schema": TrainGuide,
     "pretrain_diffusion_schema": PretrainDiffusion,
+    "train_decoder_schema": TrainDecoder,
     "train_semantic_schema": TrainSemantic,
     "eval_recon_schema": EvalReconConfig,
     "reconstruct_schema": ReconstructConfig,

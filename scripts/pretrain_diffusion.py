@@ -10,9 +10,8 @@ from hybrid_tokenizer.diffusion import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.semantic import SemanticTokenizer
-from hybrid_tokenizer.training.latents import cache_latents
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, split_items, start_diffusion, validation_batches
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_diffusion
 from hybrid_tokenizer.training.text import MiniLMText
 from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
@@ -29,21 +28,8 @@ def run(config: PretrainDiffusion) -> None:
     elif config.stage == "unet":
         semantic = None if config.semantic_folder is None else SemanticTokenizer.from_pretrained(config.semantic_folder)
         guide = None if config.guide_folder is None else GuideTokenizer.from_pretrained(config.guide_folder)
-        if guide is not None and not decoder.config.guide_conditioning:
-            decoder.add_guide_conditioning()
         objective = UNetObjective(decoder, semantic, config.unet, guide, MiniLMText())
-        items, held = split_items(config.data, captions=True, index_folder=output_dir / INDEX_FOLDER)
-        stream = cache_latents(
-            output_dir / "cache",
-            items,
-            config.data.crop,
-            config.unet.views,
-            config.training.seed,
-            decoder,
-            semantic,
-            guide,
-        )
-        val_batches = validation_batches(held, config.data.image_size, config.training)
+        stream, val_batches = objective.build_data(config.data, config.training, output_dir)
     else:
         raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use vae or unet")
     train(objective, stream, val_batches, config.training, output_dir, asdict(config))

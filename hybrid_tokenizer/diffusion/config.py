@@ -44,6 +44,7 @@ TINY_UNET: dict[str, Any] = {
     "layers_per_block": 1,
     "cross_attention_dim": 384,
     "attention_head_dim": 4,
+    "norm_num_groups": 8,
 }
 TINY_VAE: dict[str, Any] = {"block_out_channels": [48] * 4, "latent_channels": 16}
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.diffusion.ddim import q_sample, training_target
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -15,8 +16,10 @@ from hybrid_tokenizer.guide.tokenizer import prefix_lengths
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.semantic import SemanticTokenizer
-from hybrid_tokenizer.training.latents import encode_guides
+from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
 from hybrid_tokenizer.training.objective import Judged, Objective
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, split_items, validation_batches
 from hybrid_tokenizer.training.text import MiniLMText, text_of
 from hybrid_tokenizer.training.weights import UNetLossWeights
 
@@ -30,7 +33,8 @@ class UNetObjective(Objective):
 
     Conditions are text features and, with `semantic`, generation embeddings. With `text` the null condition becomes the
     text tower's answer to the empty caption; without it the decoder keeps its own.
-    With `guide` the U-Net also reads the latents of the decoded guide (`DiffusionDecoder.add_guide_conditioning`).
+    With `guide` the U-Net also reads the latents of the decoded guide; a decoder that does not yet is widened for it, and
+    computes the same as before (`DiffusionDecoder.add_guide_conditioning`).
     """
 
     def __init__(
@@ -46,12 +50,10 @@ class UNetObjective(Objective):
             raise HybridTokenizerError(
                 "the U-Net has neither text features nor generation embeddings to read; give semantic_folder"
             )
-        if decoder.config.guide_conditioning != (guide is not None):
-            raise HybridTokenizerError(
-                f"the decoder has guide_conditioning={decoder.config.guide_conditioning}, and "
-                f"{'a' if guide is not None else 'no'} guide tokenizer is given; give guide_folder for a decoder that reads "
-                "guides, and only for one"
-            )
+        if guide is not None and not decoder.config.guide_conditioning:
+            decoder.add_guide_conditioning()
+        if guide is None and decoder.config.guide_conditioning:
+            raise HybridTokenizerError("the decoder reads guides, and no guide tokenizer is given; give guide_folder")
         if text is not None:
             decoder.set_null_condition(text.token_features([""]))
         self.decoder = (decoder,)  # a tuple: its U-Net is `model`, its VAE is frozen, neither must be registered twice
@@ -62,6 +64,17 @@ class UNetObjective(Objective):
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
+
+    def build_data(
+        self, data: DataConfig, training: TrainingConfig, output_dir: Path
+    ) -> tuple[LatentStream, list[dict[str, Any]]]:
+        """The stream, cached in `output_dir`, and the validation batches."""
+        items, held = split_items(data, captions="text" in self.frozen, index_folder=output_dir / INDEX_FOLDER)
+        helpers = dict(self.frozen.items())
+        semantic, guide = helpers.get("semantic"), helpers.get("guide")
+        views, seed = self.weights.views, training.seed
+        stream = cache_latents(output_dir / "cache", items, data.crop, views, seed, self.decoder[0], semantic, guide)
+        return stream, validation_batches(held, data.image_size, training)
 
     def denoising_error(
         self,

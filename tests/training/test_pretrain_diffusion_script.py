@@ -2,11 +2,14 @@ import json
 
 import pytest
 import torch
+from small import noise_images, small_hybrid
 from training_runs import picture, said
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
+from hybrid_tokenizer.training.unet import UNetObjective
+from hybrid_tokenizer.training.weights import UNetLossWeights
 
 SMALL = (
     "diffusion.unet.block_out_channels=[32,32,32]", "diffusion.vae.block_out_channels=[8,8,8,8]",
@@ -93,6 +96,33 @@ def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "unet" / "metrics.jsonl").read_text().splitlines()]
     judged = {name for row in rows for name in row if name.startswith("val_")}
     assert {"val_error_no_guide", "val_error_other_guide", "val_psnr_restored", "val_psnr_guide"} <= judged
+
+
+def test_a_trained_decoder_learns_to_read_guides(script, pairs, tmp_path):
+    """As for a Stable Diffusion folder: no captions, its own null condition; before training it decodes as it did."""
+    hybrid = small_hybrid()
+    for name, part in (("decoder", hybrid.diffusion), ("semantic", hybrid.semantic), ("guide", hybrid.guide)):
+        part.save_pretrained(tmp_path / name)
+    objective = UNetObjective(hybrid.diffusion, hybrid.semantic, UNetLossWeights(), hybrid.guide)
+    plain, images = small_hybrid(), noise_images(2)
+    tokens = plain.encode(images)
+    embeds = plain.semantic.decode(tokens.semantic_indices)
+    guides = plain.decode_guide(tokens.guide_indices, tokens.image_size)
+    options = {"start": "add_noise", "strength": 0.5, "num_inference_steps": 4}
+    before, after = (
+        decoder.decode(guides, embeds, (32, 48), generator=torch.Generator().manual_seed(0), **options)
+        for decoder in (plain.diffusion, objective.decoder[0])
+    )
+    assert torch.equal(before, after)
+
+    error, stdout, stderr = script(
+        "train_decoder.py", f"decoder={tmp_path / 'decoder'}", f"semantic_folder={tmp_path / 'semantic'}",
+        f"guide_folder={tmp_path / 'guide'}", f"data.root={pairs}", f"output_dir={tmp_path / 'run'}",
+        "training.max_steps=2", *(option for option in SMALL if not option.startswith("diffusion.")),
+    )  # fmt: skip
+    assert error is None and said(stdout) == ["starting from step 0", "finished at step 2"], stderr
+    trained = DiffusionDecoder.from_pretrained(tmp_path / "run" / "final")
+    assert trained.config.guide_conditioning and torch.equal(trained.null_condition, plain.diffusion.null_condition)
 
 
 def test_mistakes_are_one_line(script, pairs, tmp_path):
