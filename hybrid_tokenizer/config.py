@@ -23,6 +23,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation import EvalReconConfig, ReconstructConfig
 from hybrid_tokenizer.figures.config import FiguresConfig
 from hybrid_tokenizer.guide.config import GuideConfig
+from hybrid_tokenizer.guide_rates.config import EvalGuideConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.weights import (
@@ -151,6 +152,7 @@ SCHEMAS: dict[str, Any] = {
     "benchmark_schema": BenchmarkConfig,
     "make_figures_schema": FiguresConfig,
     "eval_correction_schema": EvalCorrectionConfig,
+    "eval_guide_schema": EvalGuideConfig,
 }
 
 

@@ -22,7 +22,7 @@ class GuideConfig:
     the last width below the trunk) or `none`. The decoder's levels take the grid to the guide image.
     `image_size` is the training size and the default; any size with multiples of `downsample_factor` works.
     `linear_path` adds the networks to a transform code of the resized image (`linear_path.py`), for training from
-    nothing; published weights have none.
+    nothing, and `refiner_blocks` of `refiner_channels` work on the guide image; published weights have neither.
     """
 
     image_size: int = 256
@@ -39,6 +39,8 @@ class GuideConfig:
     stem_factor: int = 1
     stem_channels: int = 64
     linear_path: bool = False
+    refiner_blocks: int = 0
+    refiner_channels: int = 64
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     guide_scales: list[int] | None = None
     scale_interpolation: str = "bicubic"
@@ -82,6 +84,10 @@ class GuideConfig:
             )
         if not 0 <= self.prefix_dropout <= 1:
             raise HybridTokenizerError(f"prefix_dropout={self.prefix_dropout} must be a probability in [0, 1]")
+        if self.refiner_blocks < 0 or (self.refiner_blocks and len(self.decoder_channels) < 2):
+            raise HybridTokenizerError(
+                f"refiner_blocks={self.refiner_blocks} must be at least 0, and needs a decoder that upsamples; use 0"
+            )
         if self.guide_scales is not None:
             scales = list(self.guide_scales)
             if not scales or scales[0] < 1 or any(a >= b for a, b in pairwise(scales)):
@@ -166,8 +172,8 @@ class GuideConfig:
         """The embedded preset at 256 px: trains on CPU cores. `guide_size` 128, 64, 32 or 16 is 256, 64, 16 or 4 tokens."""
         return cls(
             image_size=256,
-            encoder_channels=[32, 64, 128, 224],  # width where it is cheap: most parameters work on the token grid
-            decoder_channels=[32, 64, 128, 224],
+            encoder_channels=[32, 64, 128, 192],  # width where it is cheap: most parameters work on the token grid
+            decoder_channels=[32, 64, 128, 192],
             encoder_layers=1,
             decoder_layers=0,
             encoder_attention=[],
@@ -178,8 +184,9 @@ class GuideConfig:
             stem="unshuffle",
             stem_factor=stem_factor_of(256, guide_size),
             linear_path=True,
+            refiner_blocks=4,
             # the commitment of the VQ-VAE paper: at 1 the features follow the codes and stop moving
-            quantizer=QuantizerConfig(kind="ema", codebook_size=4096, codebook_dim=8, commitment_weight=0.25),
+            quantizer=QuantizerConfig(kind="ema", codebook_size=16384, codebook_dim=8, commitment_weight=0.25),
             guide_scales=[2, 4, 8, 16] if nested else None,
         )
 

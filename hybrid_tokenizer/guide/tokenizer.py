@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
+from hybrid_tokenizer.guide.refiner import Refiner
 from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_area
 from hybrid_tokenizer.linear_path import LinearPath
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
@@ -86,6 +87,7 @@ class GuideTokenizer(nn.Module):
             block_out_channels=tuple(config.decoder_channels),
             layers_per_block=config.decoder_layers, norm_num_groups=config.norm_num_groups, norm_type=config.norm_type,
         )  # fmt: skip
+        self.refiner = Refiner(config.refiner_blocks, config.refiner_channels) if config.refiner_blocks else None
         self.linear_path: LinearPath | None = None
         if config.linear_path:
             self.linear_path = LinearPath(config.quantizer.codebook_dim, config.upsample_factor)
@@ -129,7 +131,9 @@ class GuideTokenizer(nn.Module):
         # MoVQ: the norms see the codes themselves, only the decoder's input goes through post_quant_conv
         condition = codes if self.config.norm_type == "spatial" else None
         decoded = self.decoder(self.post_quant_conv(codes), condition)
-        return decoded if self.linear_path is None else decoded + self.linear_path.images(quantized)
+        if self.linear_path is not None:
+            decoded = decoded + self.linear_path.images(quantized)
+        return decoded if self.refiner is None else self.refiner(decoded)
 
     def forward(self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None) -> GuideOutput:
         """One training pass. `generator` draws the prefixes of a nested guide; without it torch's own state does."""

@@ -20,7 +20,7 @@ def test_nested_counts():
     config = GuideConfig.tiny(nested=True)
     assert config.scale_sizes((16, 16)) == [(2, 2), (4, 4), (8, 8), (16, 16)]
     assert config.num_tokens == 340
-    assert config.bits == 340 * 12
+    assert config.bits == 340 * 14
     assert config.scale_sizes((5, 3)) == [(1, 1), (1, 1), (2, 2), (5, 3)]
 
 

@@ -1,9 +1,11 @@
 """The transform code that Branch I's networks are added to."""
 
+import pytest
 import torch
 from einops import rearrange
 from guide_models import build, images, small_config
 
+from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import resize_area
 from hybrid_tokenizer.linear_path import LinearPath, dct_basis
@@ -69,3 +71,18 @@ def test_it_is_stored_and_read_back(tmp_path):
         GuideTokenizer.from_pretrained(tmp_path).decode(tokenizer.encode(x, guide_scales=2)),
         tokenizer.decode(tokenizer.encode(x, guide_scales=2)),
     )
+
+
+def test_the_refiner_starts_as_nothing_and_works_on_the_picture():
+    config = small_config(linear_path=True, refiner_blocks=1, refiner_channels=16)
+    torch.manual_seed(0)
+    tokenizer = GuideTokenizer(config).eval()
+    x = images()
+    features = tokenizer.linear_path.features(x, (8, 12))
+    with torch.no_grad():
+        plain = tokenizer.decode_quantized(features)
+        torch.testing.assert_close(plain, tokenizer.linear_path.images(features), rtol=0, atol=0)
+        tokenizer.refiner.body[-2].bias.fill_(0.25)
+        assert torch.equal(tokenizer.decode_quantized(features), plain + 0.25)
+    with pytest.raises(HybridTokenizerError, match="refiner_blocks=-1"):
+        small_config(refiner_blocks=-1)

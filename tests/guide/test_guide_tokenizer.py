@@ -114,7 +114,7 @@ def test_the_tiny_preset_is_tiny():
             name: sum(w.numel() for w in GuideTokenizer(config).parameters())
             for name, config in {"tiny": GuideConfig.tiny(), "sd15": GuideConfig.movqgan("270M")}.items()
         }
-    assert 6e6 < sizes["tiny"] < 7.7e6, "under 16 MB in fp16"
+    assert 5e6 < sizes["tiny"] < 7e6
     assert sizes["sd15"] == pytest.approx(270.7e6, rel=0.001)
 
 
