@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.guide.tokenizer import block_types
-from hybrid_tokenizer.quantizers import DISTANCE_ENTRIES
+from hybrid_tokenizer.quantizers import rows_at_once
 
 
 class Skeleton(nn.Module):
@@ -92,7 +92,7 @@ def largest_product(features: Float[Tensor, "*grid d"], vectors: Float[Tensor, "
     """Index of the vector with the largest dot product, in fp32 and in blocks of bounded memory."""
     with torch.autocast(features.device.type, enabled=False):
         vectors = vectors.float()
-        rows = max(1, DISTANCE_ENTRIES // len(vectors))
         flat = features.float().reshape(-1, features.shape[-1])
-        found = torch.cat([(block @ vectors.T).argmax(dim=1) for block in flat.split(rows)])
+        blocks = flat.split(rows_at_once(len(vectors), flat.device))
+        found = torch.cat([(block @ vectors.T).max(dim=1).indices for block in blocks])
         return found.reshape(features.shape[:-1])
