@@ -53,9 +53,13 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 _ _"]:
         """Logits, high where a patch looks real."""
-        if min(images.shape[-2:]) < self.config.smallest_side:
-            raise HybridTokenizerError(
-                f"guide images of {images.shape[-2]}x{images.shape[-1]} are too small for {self.config.layers} discriminator "
-                f"layers, which need {self.config.smallest_side}; use fewer layers or switch the adversarial loss off"
-            )
+        self.check_side(min(images.shape[-2:]))
         return self.body(images)
+
+    def check_side(self, side: int) -> None:
+        """Raise when guide images of this shorter side leave no logit."""
+        if side < self.config.smallest_side:
+            raise HybridTokenizerError(
+                f"guide images of {side} px are too small for {self.config.layers} discriminator layers, which need "
+                f"{self.config.smallest_side}; use fewer layers or switch the adversarial loss off"
+            )

@@ -21,6 +21,11 @@ class Refiner(nn.Module):
             nn.PixelShuffle(2),
         )
 
+    @property
+    def last(self) -> nn.Conv2d:
+        """The last convolution."""
+        return self.body[-2]
+
     def forward(self, guide_images: Float[Tensor, "b 3 gh gw"]) -> Float[Tensor, "b 3 gh gw"]:
         """Even sides; not clamped."""
         return guide_images + self.body(guide_images)

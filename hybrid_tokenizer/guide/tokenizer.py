@@ -110,6 +110,11 @@ class GuideTokenizer(nn.Module):
         """Codes in the one codebook that all scales share."""
         return self.config.quantizer.codebook_size
 
+    @property
+    def last_weight(self) -> Float[Tensor, "..."]:
+        """Of the last trained convolution: where VQGAN's adaptive weight compares gradients."""
+        return self.decoder.conv_out.weight if self.refiner is None else self.refiner.last.weight
+
     def num_tokens(self, guide_indices: Sequence[Int[Tensor, "b _ _"]]) -> int:
         """Tokens an image."""
         return sum(grid.shape[1] * grid.shape[2] for grid in guide_indices)

@@ -1,14 +1,26 @@
 """Branch I: eq. 5 at the guide's size plus the VQ loss; perceptual and adversarial terms by weight."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from jaxtyping import Int
 from torch import Tensor
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig, GuideOutput, GuideTokenizer
-from hybrid_tokenizer.guide.losses import guide_target, perceptual_loss, recon_loss
+from hybrid_tokenizer.guide.discriminator import DiscriminatorConfig, PatchDiscriminator
+from hybrid_tokenizer.guide.losses import (
+    adaptive_weight,
+    adversarial_factor,
+    adversarial_loss,
+    discriminator_loss,
+    guide_target,
+    perceptual_loss,
+    recon_loss,
+)
 from hybrid_tokenizer.guide.warm_start import start_from
 from hybrid_tokenizer.images import resize_bicubic
 from hybrid_tokenizer.metrics.codebook import CodebookUse
@@ -17,6 +29,33 @@ from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.quantizers import EmaQuantizer, Quantized, vq_loss
 from hybrid_tokenizer.training.objective import Judged, Objective
 from hybrid_tokenizer.training.weights import GuideLossWeights
+
+
+class CodebookWatch:
+    """Says so when next to nothing of a codebook was used for `window` steps. Not part of a run's state: a resumed run
+    starts its window anew."""
+
+    def __init__(self, codebook_size: int, window: int = 500, least: float = 0.01):
+        self.window, self.least = window, least
+        self.use, self.since = CodebookUse(codebook_size), -1
+
+    def update(self, step: int, grids: Sequence[Int[Tensor, "b _ _"]]) -> None:
+        """Count the codes of a micro-batch; judge when a window is full."""
+        if self.since < 0:
+            self.since = step
+        if step - self.since >= self.window:
+            self.use.merge_ranks(grids[0].device)
+            share = self.use.compute()["codebook_usage"]
+            if share < self.least and not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+                print(
+                    f"dead codebook: {share:.2%} of {len(self.use.counts)} codes were used in steps {self.since} to {step - 1}; "
+                    "earlier checkpoints may be better: stop, lower training.learning_rate, or take "
+                    "guide.quantizer.kind=ema, which restarts unused codes",
+                    flush=True,
+                )
+            self.use, self.since = CodebookUse(len(self.use.counts)), step
+        for grid in grids:
+            self.use.update(grid)
 
 
 class GuideObjective(Objective):
@@ -33,6 +72,11 @@ class GuideObjective(Objective):
                 "use guide.quantizer.kind=ema, or loss.quantize_from=0"
             )
         self.freeze(**({"perceptual": EfficientNetDistance("lite0")} if weights.perceptual else {}))
+        if weights.adversarial:
+            self.discriminator = PatchDiscriminator(DiscriminatorConfig(layers=weights.discriminator_layers))
+            self.discriminator.check_side(model.config.guide_size)
+            self.unused_parameters = True  # before it starts
+        self.watch = CodebookWatch(model.codebook_size)
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         images = batch["images"]
@@ -55,7 +99,30 @@ class GuideObjective(Objective):
         if self.weights.perceptual:
             losses["perceptual"] = perceptual_loss(guides, target, self.frozen["perceptual"])
             total = total + self.weights.perceptual * losses["perceptual"]
+        if self.weights.adversarial and adversarial_factor(step, self.weights.adversarial_from):
+            terms = self.adversarial_terms(guides, target, total)
+            total = total + self.weights.adversarial * terms["adaptive_weight"] * terms["adversarial"]
+            total = total + terms["discriminator"]
+            losses |= terms
+        if self.training:
+            self.watch.update(step, output.indices)
         return {**losses, "total": total}
+
+    def adversarial_terms(self, guides: Tensor, target: Tensor, rest: Tensor) -> dict[str, Tensor]:
+        """Both players' losses in one graph: the tokenizer's sees a constant discriminator, the discriminator's constant
+        guides, so that one backward pass and one optimizer serve both."""
+        self.discriminator.requires_grad_(False)
+        adversarial = adversarial_loss(self.discriminator(guides).float())
+        self.discriminator.requires_grad_(True)
+        weight = (
+            adaptive_weight(rest, adversarial, self.model.last_weight) if torch.is_grad_enabled() else rest.new_ones(())
+        )
+        real, fake = self.discriminator(target).float(), self.discriminator(guides.detach()).float()
+        return {
+            "adversarial": adversarial,
+            "discriminator": discriminator_loss(real, fake),
+            "adaptive_weight": weight,
+        }
 
     def continuous(self, images: Tensor) -> GuideOutput:
         """A pass around the codebook. Its indices are those of the codes that would have been taken."""

@@ -82,7 +82,7 @@ def test_the_refiner_starts_as_nothing_and_works_on_the_picture():
     with torch.no_grad():
         plain = tokenizer.decode_quantized(features)
         torch.testing.assert_close(plain, tokenizer.linear_path.images(features), rtol=0, atol=0)
-        tokenizer.refiner.body[-2].bias.fill_(0.25)
+        tokenizer.refiner.last.bias.fill_(0.25)
         assert torch.equal(tokenizer.decode_quantized(features), plain + 0.25)
     with pytest.raises(HybridTokenizerError, match="refiner_blocks=-1"):
         small_config(refiner_blocks=-1)

@@ -57,7 +57,7 @@ def test_discriminator_logits_and_smallest_side():
     discriminator = PatchDiscriminator(config)
     assert discriminator(torch.randn(2, 3, 32, 48)).shape == (2, 1, 6, 10)
     assert discriminator(torch.randn(2, 3, config.smallest_side, 48)).numel() > 0
-    with pytest.raises(HybridTokenizerError, match="8x48 are too small for 2 discriminator layers, which need 12"):
+    with pytest.raises(HybridTokenizerError, match="8 px are too small for 2 discriminator layers, which need 12"):
         discriminator(torch.randn(2, 3, 8, 48))
 
 
