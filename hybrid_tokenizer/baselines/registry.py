@@ -162,6 +162,12 @@ BASELINES: dict[str, Baseline] = {
         "a folder with eva_vit_g.pth, causal_qformer.pth, seed_tokenizer.pth, and stable-diffusion-v1-4/ in diffusers' form",
         8192, 14,
     ),
+    "seed2": Baseline(
+        "seed:load_seed2_row", (Source("AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt"),),
+        "Apache-2.0; stable unCLIP has its own",
+        "a folder with eva_vit_g.pth, seed_quantizer.pt (flat), and stable-diffusion-2-1-unclip/ in diffusers' form",
+        8192, 14,
+    ),
     **{
         name: Baseline(
             "lavit:load_lavit_row", (Source("rain1011/LaVIT-7B-v2", "visual_tokenizer"),),

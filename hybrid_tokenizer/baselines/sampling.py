@@ -16,11 +16,12 @@ SEED_RANGE = 2**62
 
 
 class Condition(NamedTuple):
-    """What a U-Net reads: cross-attention states, which of them count, and SDXL's pooled states."""
+    """What a U-Net reads: cross-attention states, which of them count, SDXL's pooled states, unCLIP's class labels."""
 
     states: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"] | None = None
     pooled: Float[Tensor, "b p"] | None = None
+    labels: Float[Tensor, "b l"] | None = None
 
 
 def image_generators(count: int, generator: torch.Generator | None) -> list[torch.Generator]:
@@ -66,6 +67,8 @@ def sample(
         times = torch.tensor([[*image_size, 0, 0, *image_size]], dtype=dtype, device=device)
         pooled = torch.cat([null.pooled, condition.pooled]).to(dtype)
         options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": times.expand(len(pooled), -1)}
+    if condition.labels is not None and null.labels is not None:
+        options["class_labels"] = torch.cat([null.labels, condition.labels]).to(dtype)
     for timestep in scheduler.timesteps:
         doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
         without, with_it = unet(doubled.to(dtype), timestep, **options).sample.float().chunk(2)
@@ -77,7 +80,9 @@ def load_diffusers(folder: Path, class_name: str) -> Any:
     """A diffusers model or scheduler of a folder, from safetensors or a pickle of tensors; no weight may be missing."""
     import diffusers
 
-    kind = getattr(diffusers, class_name)
+    kind = getattr(diffusers, class_name, None) or getattr(diffusers.pipelines.stable_diffusion, class_name, None)
+    if kind is None:
+        raise HybridTokenizerError(f"{folder} names the class {class_name!r}, which diffusers does not have")
     options: dict[str, Any] = {"local_files_only": True}
     is_model = issubclass(kind, nn.Module)
     if is_model:

@@ -54,7 +54,7 @@ class PlainPipeline:
             query_embeds=queries, attention_mask=mask, encoder_hidden_states=features
         ).last_hidden_state
         semantic_indices = nearest(semantic.encode_task(outputs), codebook(semantic))
-        if guide.config.guide_scales is not None:  # a nested code has no plain form
+        if guide.config.guide_scales is not None or guide.linear_path is not None:  # these have no plain form
             return semantic_indices, guide.encode(image)
         encoded = guide.quant_conv(guide.encoder(guide.stem(image.to(guide.quant_conv.weight.dtype))))
         return semantic_indices, (nearest(encoded.permute(0, 2, 3, 1), codebook(guide)),)

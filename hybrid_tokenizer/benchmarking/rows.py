@@ -352,10 +352,15 @@ def startup(bench: Bench) -> dict[str, Any]:
         peak = "; import json, resource; print(); print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))"
         ours_code = f"from hybrid_tokenizer import HybridTokenizer; HybridTokenizer.from_pretrained({home!r})" + peak
         vae_class = bench.tokenizer.diffusion.config.vae_class
+        # the embedded preset's VAE is no class of diffusers: the plain code reads its weights
+        vae = (
+            f"load_file({home + '/diffusion/vae/diffusion_pytorch_model.safetensors'!r})"
+            if vae_class == "AutoencoderTinyLinear"
+            else f"diffusers.{vae_class}.from_pretrained({home + '/diffusion/vae'!r})"
+        )
         plain_code = (
-            f"{PLAIN_IMPORTS}; from diffusers import {vae_class}; from safetensors.torch import load_file; "
+            f"import diffusers; {PLAIN_IMPORTS}; from safetensors.torch import load_file; {vae}; "
             f"UNet2DConditionModel.from_pretrained({home + '/diffusion/unet'!r}); "
-            f"{vae_class}.from_pretrained({home + '/diffusion/vae'!r}); "
             f"load_file({home + '/guide/model.safetensors'!r}); load_file({home + '/semantic/model.safetensors'!r})"
         ) + peak
 
