@@ -9,6 +9,7 @@ from hybrid_tokenizer.diffusion.scheduler import check_num_inference_steps
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 STARTS = ("ddim_inversion", "add_noise")
+SAMPLERS = ("ddim", "lcm")
 INVERSION_CONDITIONS = ("generation", "null")
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderTinyLinear")  # the last one is linear_vae.py's
 
@@ -67,11 +68,22 @@ class DecodeOptions:
     """The condition of the inversion, at guidance 1: "generation" embeddings, or "null"."""
     num_fixed_point_iterations: int = 0
     """Refinements of each inversion step, one U-Net call each."""
+    sampler: str = "ddim"
+    """"lcm" is for U-Nets distilled to few steps (`DiffusionDecoder.fuse_lora`); it can not be inverted."""
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise HybridTokenizerError(
                 f"start is {self.start!r}, expected one of {', '.join(STARTS)}; correct the name"
+            )
+        if self.sampler not in SAMPLERS:
+            raise HybridTokenizerError(
+                f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}; correct the name"
+            )
+        if self.sampler == "lcm" and (self.start == "ddim_inversion" or self.eta):
+            raise HybridTokenizerError(
+                f"sampler is 'lcm' with start {self.start!r} and eta {self.eta}: it can not be inverted and draws its own "
+                "noise; use start='add_noise' and eta=0"
             )
         if not 0 <= self.strength <= 1:
             raise HybridTokenizerError(

@@ -21,6 +21,7 @@ from hybrid_tokenizer.diffusion.ddim import (
     predict_noise,
     q_sample,
 )
+from hybrid_tokenizer.diffusion.few_step import fuse_lora, lcm_denoise, lcm_sampler
 from hybrid_tokenizer.diffusion.guidance import batch_conditions, combine
 from hybrid_tokenizer.diffusion.pretrained import (
     NULL_CONDITION_NAME,
@@ -92,6 +93,10 @@ class DiffusionDecoder(nn.Module):
         unet = {**self.config.unet, "in_channels": new.in_channels}
         self.config = dataclasses.replace(self.config, unet=unet, guide_conditioning=True)
 
+    def fuse_lora(self, path: str | Path, scale: float = 1.0) -> None:
+        """Add a LoRA to the U-Net for good, for example LCM-LoRA; then decode with sampler="lcm" and about 4 steps."""
+        fuse_lora(self.unet, path, scale)
+
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
         """Keep U-Net and VAE in main memory and only the one at work on `device`. Slower; for small GPUs."""
         from accelerate import cpu_offload_with_hook
@@ -146,6 +151,7 @@ class DiffusionDecoder(nn.Module):
         eta: float | int | None = None,
         inversion_condition: str | None = None,
         num_fixed_point_iterations: int | None = None,
+        sampler: str | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         decode_chunk_size: int | None = None,
         progress: bool = False,
@@ -169,11 +175,16 @@ class DiffusionDecoder(nn.Module):
             eta=None if eta is None else float(eta),
             inversion_condition=inversion_condition,
             num_fixed_point_iterations=num_fixed_point_iterations,
+            sampler=sampler,
         )
         batch_size = self._check_inputs(guide_images, generation_embeds, size, generator, decode_chunk_size)
         steps = self.schedule.steps(options.num_inference_steps)
         if guide_images is not None:
             steps = steps[: num_partial_steps(options.num_inference_steps, options.strength)]
+        lcm = None
+        if options.sampler == "lcm" and options.strength > 0:
+            strength = 1.0 if guide_images is None else options.strength
+            lcm, steps = lcm_sampler(self.schedule, options.num_inference_steps, strength, self.device)
 
         dtype = next(self.unet.parameters()).dtype
         null = self.null_condition.to(dtype).expand(batch_size, -1, -1)
@@ -212,7 +223,10 @@ class DiffusionDecoder(nn.Module):
             fresh_noise = None
             if options.eta > 0:  # drawn ahead: a generator on the CPU would make every step wait for a copy
                 fresh_noise = iter([_draw_noise(noise_shape, generator, self.device) for _ in steps])
-            latents = ddim_denoise(latents, reversed(steps), predictor, options.eta, fresh_noise)
+            if lcm is None:
+                latents = ddim_denoise(latents, reversed(steps), predictor, options.eta, fresh_noise)
+            else:
+                latents = lcm_denoise(lcm, latents, reversed(steps), predictor, generator)
         return self.decode_latents(latents, decode_chunk_size).clamp(-1, 1)
 
     def _noise_predictor(

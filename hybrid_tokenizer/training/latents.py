@@ -61,21 +61,29 @@ def cache_latents(
     decoder: DiffusionDecoder,
     semantic: SemanticTokenizer | None,
     guide: GuideTokenizer | None = None,
+    bf16: bool = False,
 ) -> LatentStream:
     """`views` random crops of each item as latents (fp16), semantic tokens and latents of the guide, kept in `folder` for
     the next start.
 
     Each of the files is made anew for other images, crops or weights. Without a semantic tokenizer the indices are empty.
+    `bf16` encodes images and guides under autocast: several times faster, and semantic tokens stay exact.
     Unreadable images are named and left out.
     """
     crops = [[str(item_path(item)) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
     normalised = [decoder.config.latent_shift, decoder.config.latent_scale]
-    vae = [state_hash(decoder.vae), normalised]
+    vae = [state_hash(decoder.vae), normalised, bf16]
+    autocast = torch.autocast(decoder.device.type, torch.bfloat16, enabled=bf16)
     latents, kept = cached(
         folder / "latents.safetensors",
         [crops, *vae],
         lambda: encode_views(
-            items, crop, views, seed, "latents", lambda images: decoder.encode_latents(images.to(decoder.device)).half()
+            items,
+            crop,
+            views,
+            seed,
+            "latents",
+            autocast(lambda images: decoder.encode_latents(images.to(decoder.device)).half()),
         ),
     )
     if semantic is None:
@@ -96,7 +104,12 @@ def cache_latents(
             folder / "guides.safetensors",
             [crops, *vae, state_hash(guide)],
             lambda: encode_views(
-                items, crop, views, seed, "guides", lambda images: encode_guides(decoder, guide, images).half()
+                items,
+                crop,
+                views,
+                seed,
+                "guides",
+                autocast(lambda images: encode_guides(decoder, guide, images).half()),
             ),
         )
         check_same(kept, kept_too, folder)

@@ -18,6 +18,7 @@ from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
+from hybrid_tokenizer.training.loop import choose_precision
 from hybrid_tokenizer.training.objective import Judged, Objective
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, split_items, validation_batches
 from hybrid_tokenizer.training.text import MiniLMText, text_of
@@ -73,7 +74,11 @@ class UNetObjective(Objective):
         helpers = dict(self.frozen.items())
         semantic, guide = helpers.get("semantic"), helpers.get("guide")
         views, seed = self.weights.views, training.seed
-        stream = cache_latents(output_dir / "cache", items, data.crop, views, seed, self.decoder[0], semantic, guide)
+        self.frozen.to(memory_format=torch.channels_last)
+        bf16 = choose_precision(training) == "bf16"
+        stream = cache_latents(
+            output_dir / "cache", items, data.crop, views, seed, self.decoder[0], semantic, guide, bf16
+        )
         return stream, validation_batches(held, data.image_size, training)
 
     def denoising_error(
