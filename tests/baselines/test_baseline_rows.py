@@ -2,7 +2,6 @@
 
 import math
 
-import published_layouts as layouts
 import pytest
 import torch
 from small import noise_images, small_hybrid
@@ -13,6 +12,7 @@ from hybrid_tokenizer.baselines.rows import rows_by_name
 from hybrid_tokenizer.baselines.var_vae import shared_residual
 from hybrid_tokenizer.checkpoints.files import save_tensors, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.full_size import layouts
 from hybrid_tokenizer.protocol import ImageTokenizer
 
 F8, F16 = [32] * 4, [32] * 5

@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import published_layouts as layouts
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,10 +8,10 @@ from safetensors import safe_open
 from hybrid_tokenizer.baselines import registry
 from hybrid_tokenizer.baselines.lavit import LavitConfig, LavitDecoderConfig, build_token_decoder, build_tokenizer
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.full_size import layouts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KEYS = Path(__file__).parent / "keys"
-SAME_FILES = {"movq_kandinsky2", "movq_kandinsky3"}  # diffusers folders: no foreign layout
 
 
 def meta_state(layout):
@@ -79,7 +78,7 @@ def test_the_layouts_here_are_the_references_at_fixture_size(kind):
 def test_every_foreign_layout_of_the_registry_is_written_out():
     rows = {name for name, baseline in registry.BASELINES.items() if baseline.builder.endswith("_row")}
     assert rows == {"seed", "seed2", "lavit", "lavit_lowres"}
-    assert set(layouts.PUBLISHED) == set(registry.BASELINES) - SAME_FILES - rows
+    assert set(layouts.PUBLISHED) == set(registry.BASELINES) - set(layouts.KANDINSKY) - rows
 
 
 @pytest.mark.parametrize("name", layouts.PUBLISHED)

@@ -227,5 +227,7 @@ PUBLISHED: dict[str, Layout] = {
     "titok_bl128": titok(16, 16, 128, (768, 12), (1024, 24), 8192, 64),
     "titok_sl256": titok(16, 16, 256, (512, 8), (1024, 24), 8192, 64),
 }
+KANDINSKY = ("movq_kandinsky2", "movq_kandinsky3")
+"""In diffusers' form, which its own classes write."""
 PARAMETERS = {"movq_67m": 67.8, "movq_102m": 101.6, "movq_270m": 270.7}
 """Millions, as the specification has counted them."""
