@@ -67,7 +67,8 @@ class Components:
 
 @dataclass
 class EvalReconConfig:
-    """`model_name` is a preset, a folder or a hub id; `rows: null` is the controls, the hybrid, the codec and `baselines`.
+    """`model_name` is a preset, a folder or a hub id; `tokenizers` are the rows by name, null the controls, the hybrid, the
+    codec and `baselines`.
 
     `baselines` says where the weights of other tokenizers are: name -> file, folder, hub id, or `hub`. `compare_to` is the
     row that the others' paired differences are taken to; `pictures` is how many images the grid shows.
@@ -77,7 +78,7 @@ class EvalReconConfig:
     output_dir: str = "outputs/eval_recon"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
-    rows: list[str] | None = None
+    tokenizers: list[str] | None = None
     baselines: dict[str, str] = field(default_factory=dict)
     compare_to: str = "hybrid"
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -255,6 +256,15 @@ def _levels(image: Image.Image, size: int) -> UInt8[Tensor, "3 r r"]:
     return rearrange(torch.from_numpy(np.array(fit_square(image, size))), "h w c -> c h w").contiguous()
 
 
+@runtime_checkable
+class RowStore(Protocol):
+    """Where finished rows are kept."""
+
+    def read(self, name: str) -> "Evaluation | None": ...
+
+    def write(self, name: str, done: "Evaluation") -> None: ...
+
+
 class Evaluation(NamedTuple):
     """A row of the table, what it was averaged from, and the first few reconstructions."""
 
@@ -336,13 +346,26 @@ def evaluate(
 
 
 def evaluate_rows(
-    tokenizers: Sequence[ImageTokenizer], images: EvalImages, metrics: Sequence[Metric], compare_to: str, **options: Any
+    tokenizers: Sequence[ImageTokenizer],
+    images: EvalImages,
+    metrics: Sequence[Metric],
+    compare_to: str,
+    *,
+    store: RowStore | None = None,
+    **options: Any,
 ) -> list[Evaluation]:
-    """`evaluate` for each tokenizer, then every row's paired differences to the one called `compare_to`, if it is there."""
-    evaluations = [
-        evaluate(tokenizer, images, metrics, **options)
-        for tokenizer in tqdm(tokenizers, desc="rows", unit="row", disable=not options.get("progress", True))
-    ]
+    """`evaluate` for each tokenizer, then every row's paired differences to the one called `compare_to`, if it is there.
+
+    Rows that `store` already has are taken from it, the others are kept there.
+    """
+    evaluations = []
+    for tokenizer in tqdm(tokenizers, desc="rows", unit="row", disable=not options.get("progress", True)):
+        done = None if store is None else store.read(tokenizer.name)
+        if done is None:
+            done = evaluate(tokenizer, images, metrics, **options)
+            if store is not None:
+                store.write(tokenizer.name, done)
+        evaluations.append(done)
     reference = next((done for done in evaluations if done.row["method"] == compare_to), None)
     for done in evaluations:
         if reference is not None and done is not reference:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.baselines.rows import rows_by_name
+from hybrid_tokenizer.checkpoints.files import write_atomic
 from hybrid_tokenizer.config import main
 from hybrid_tokenizer.evaluation import (
     EvalImages,
@@ -16,8 +17,11 @@ from hybrid_tokenizer.evaluation import (
     evaluate_rows,
     provenance,
 )
+from hybrid_tokenizer.finished_rows import FinishedRows
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import to_uint8
+from hybrid_tokenizer.provenance import git_revision
+from hybrid_tokenizer.rates import draw_rates
 from hybrid_tokenizer.reporting import cell, picture_grid, write_report
 
 
@@ -28,11 +32,15 @@ def run(config: EvalReconConfig) -> None:
     tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
     rows = [
         row.to(device) if isinstance(row, torch.nn.Module) else row
-        for row in rows_by_name(tokenizer, config.rows, config.baselines)
+        for row in rows_by_name(tokenizer, config.tokenizers, config.baselines)
     ]
     images = EvalImages.open(config.data.root, config.data.image_size, max_images=config.data.max_images)
+    facts = {"config": asdict(config), "seeds": config.seeds, "weights_sha256": {tokenizer.name: tokenizer.hash}}
+    store = FinishedRows(
+        Path(config.output_dir), [facts, images.pixels_hash, images.names, git_revision(), str(device)]
+    )
     evaluations = evaluate_rows(
-        rows, images, default_metrics(device), config.compare_to,
+        rows, images, default_metrics(device), config.compare_to, store=store,
         seeds=config.seeds, batch_size=config.batch_size, device=device, pictures=config.pictures,
     )  # fmt: skip
 
@@ -44,7 +52,6 @@ def run(config: EvalReconConfig) -> None:
         *(f"{cell(done.row, 'psnr').replace('∞', 'inf')} dB, {cell(done.row, 'bits')} bits" for done in evaluations),
     ]
     grid = picture_grid(columns, [images.names[i] for i in shown], captions)
-    facts = {"config": asdict(config), "seeds": config.seeds, "weights_sha256": {tokenizer.name: tokenizer.hash}}
     table = write_report(
         Path(config.output_dir),
         [done.row for done in evaluations],
@@ -52,6 +59,8 @@ def run(config: EvalReconConfig) -> None:
         [entry for done in evaluations for entry in done.per_image],
         grid,
     )
+    write_atomic(Path(config.output_dir) / "recon_rd.png", draw_rates([done.row for done in evaluations]))
+    store.clear()
     print(f"{table}\n{len(images)} images, {len(images.skipped)} skipped; written to {config.output_dir}")
 
 

@@ -1,25 +1,41 @@
 #!/usr/bin/env bash
 # The embedded preset from folders of photographs, stage by stage; each stage resumes by itself after a kill.
 # DATA holds imagenet_sample/{train,val}, imagenet_extra/train and captions/{train,val}; RUNS keeps the stages.
+# SINGLE=1 also trains the four guides of one size, which the preset does not hold: scripts/eval_guide.py compares them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 pixels="[$DATA/imagenet_sample/train,$DATA/imagenet_extra/train]"
 pairs="[$DATA/captions/train,$DATA/imagenet_sample/train,$DATA/imagenet_extra/train]"
 
+train_guide() { # name and options
+  $PYTHON scripts/train_guide.py recipe=tiny_guide "data.root=$pixels" data.val_root="$DATA/imagenet_sample/val" \
+    output_dir="$RUNS/$1" "${@:2}"
+}
+
 $PYTHON scripts/pretrain_diffusion.py stage=vae recipe=tiny_vae "data.root=$pixels" \
   data.val_root="$DATA/imagenet_sample/val" output_dir="$RUNS/vae"
-$PYTHON scripts/train_guide.py recipe=tiny_guide "data.root=$pixels" \
-  data.val_root="$DATA/imagenet_sample/val" output_dir="$RUNS/guide"
+train_guide guide 'guide.guide_scales=[2,4,8,16]' guide.prefix_dropout=0.25
 $PYTHON scripts/train_semantic.py stage=contrastive recipe=tiny_contrastive "data.root=$pairs" \
   data.val_root="$DATA/captions/val" output_dir="$RUNS/contrastive"
 $PYTHON scripts/train_semantic.py stage=quantize recipe=tiny_quantize "data.root=$pairs" \
   data.val_root="$DATA/captions/val" semantic.init="$RUNS/contrastive/final" output_dir="$RUNS/quantize"
-$PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet data.root="$DATA/imagenet_sample/train" \
+$PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet "data.root=$pixels" \
   data.val_root="$DATA/imagenet_sample/val" diffusion.init="$RUNS/vae/final" \
-  semantic_folder="$RUNS/quantize/final" output_dir="$RUNS/unet"
+  semantic_folder="$RUNS/quantize/final" guide_folder="$RUNS/guide/final" output_dir="$RUNS/unet"
 $PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
   --diffusion "$RUNS/unet" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
   --results benchmarks/results/tiny
 $PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet}.json \
   --output benchmarks/results/tiny/curves.png
+
+if [ -n "${SINGLE:-}" ]; then
+  train_guide guide_256 training.max_steps=900
+  train_guide guide_64 training.max_steps=900 guide.stem_factor=4
+  train_guide guide_16 training.max_steps=600 guide.stem_factor=8
+  train_guide guide_4 training.max_steps=600 guide.stem_factor=16
+  guides=()
+  for name in 256 64 16 4; do guides+=("+guides.single_$name=$RUNS/guide_$name/final"); done
+  $PYTHON scripts/eval_guide.py "+guides.nested=$RUNS/guide/final" "${guides[@]}" \
+    data.root="$DATA/imagenet_sample/val" "train_root=$pixels" output_dir=benchmarks/results/tiny/guide_rates
+fi

@@ -288,7 +288,7 @@ def script(monkeypatch, capfd):
 def test_eval_recon_script(script, saved, bad_folder, tmp_path):
     error, stdout, _ = script(
         "eval_recon.py", f"model_name={saved}", f"data.root={bad_folder}", "data.image_size=32",
-        f"output_dir={tmp_path / 'out'}", f"components.guide={saved / 'guide'}", "rows=[identity,unrelated,hybrid]",
+        f"output_dir={tmp_path / 'out'}", f"components.guide={saved / 'guide'}", "tokenizers=[identity,unrelated,hybrid]",
     )  # fmt: skip
     assert error is None
     assert sum(line.startswith("skipped ") for line in stdout.splitlines()) == 4
@@ -309,7 +309,7 @@ def test_eval_recon_script(script, saved, bad_folder, tmp_path):
         (["model=none_such"], "none_such"),
         (["data.imagesize=32"], "data.imagesize"),
         (["data.image_size=33"], "use 32"),
-        (["rows=[none_such]"], "hybrid_wrong_semantics"),
+        (["tokenizers=[none_such]"], "hybrid_wrong_semantics"),
         (["data.root={folder}"], "holds no images"),
         (["components.guide={folder}"], "does not exist"),
     ],

@@ -38,7 +38,7 @@ def rows_by_name(
     known = {row.name: row for row in control_rows(hybrid)}
     names = [*known, *baselines] if names is None else names
     if not names or len(set(names)) < len(names):
-        raise HybridTokenizerError(f"rows={names} must be one or more different names; known: {', '.join(known)}")
+        raise HybridTokenizerError(f"tokenizers={names} must be one or more different names; known: {', '.join(known)}")
     for name in names:
         if name in weighted and name not in baselines:
             raise HybridTokenizerError(

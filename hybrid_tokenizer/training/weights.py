@@ -137,7 +137,7 @@ class QuantizeStage(QuantizeWeights):
     @classmethod
     def tiny(cls) -> "QuantizeStage":
         """The embedded preset's: its tower is cheaper than its memory."""
-        return cls(sentence=0.2)
+        return cls(sentence=0.05)
 
     @classmethod
     def sd15(cls) -> "QuantizeStage":
