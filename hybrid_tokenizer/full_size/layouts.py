@@ -6,19 +6,19 @@ Sizes are arguments, so one function gives a fixture's layout and the published 
 Layout = dict[str, tuple[int, ...]]
 
 
-def conv(name, out, inner, kernel=3, bias=True) -> Layout:
+def conv(name: str, out: int, inner: int, kernel: int = 3, bias: bool = True) -> Layout:
     return {f"{name}.weight": (out, inner, kernel, kernel)} | ({f"{name}.bias": (out,)} if bias else {})
 
 
-def affine(name, width) -> Layout:
+def affine(name: str, width: int) -> Layout:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def linear(name, out, inner) -> Layout:
+def linear(name: str, out: int, inner: int) -> Layout:
     return {f"{name}.weight": (out, inner), f"{name}.bias": (out,)}
 
 
-def norm(name, width, condition=None) -> Layout:
+def norm(name: str, width: int, condition: int | None = None) -> Layout:
     """Of a group norm, or with `condition` channels MoVQ's spatial one."""
     if condition is None:
         return affine(name, width)
@@ -29,7 +29,7 @@ def norm(name, width, condition=None) -> Layout:
     }
 
 
-def resnet(name, inner, out, condition=None, bias=True) -> Layout:
+def resnet(name: str, inner: int, out: int, condition: int | None = None, bias: bool = True) -> Layout:
     return {
         **norm(f"{name}.norm1", inner, condition),
         **conv(f"{name}.conv1", out, inner, bias=bias),
@@ -39,7 +39,7 @@ def resnet(name, inner, out, condition=None, bias=True) -> Layout:
     }
 
 
-def attention(name, width, condition=None, fused=False) -> Layout:
+def attention(name: str, width: int, condition: int | None = None, fused: bool = False) -> Layout:
     parts = {"qkv": 3} if fused else {"q": 1, "k": 1, "v": 1}
     layout = norm(f"{name}.norm", width, condition)
     for part, times in parts.items():
@@ -48,8 +48,9 @@ def attention(name, width, condition=None, fused=False) -> Layout:
 
 
 def skeleton(
-    widths, layers, z, dim, attention_levels, *, spatial=False, fused=False, kernel=1, middle=("block_1", "attn_1", "block_2"),
-    level_names=("down", "up"), block="block", low_first=False,
+    widths: list[int], layers: int, z: int, dim: int, attention_levels: list[int], *, spatial: bool = False,
+    fused: bool = False, kernel: int = 1, middle: tuple[str, ...] = ("block_1", "attn_1", "block_2"),
+    level_names: tuple[str, str] = ("down", "up"), block: str = "block", low_first: bool = False,
 ) -> Layout:  # fmt: skip
     """taming's encoder, decoder and the convolutions around the codebook; VAR and LlamaGen by their own names."""
     count, condition = len(widths), dim if spatial else None
@@ -79,17 +80,19 @@ def skeleton(
     return layout | conv("quant_conv", dim, z, kernel) | conv("post_quant_conv", z, dim, kernel)
 
 
-def codebook(name, size, dim) -> Layout:
+def codebook(name: str, size: int, dim: int) -> Layout:
     return {f"{name}.weight": (size, dim)}
 
 
-def taming(widths, layers, z, dim, size, attention_levels, spatial=False) -> Layout:
+def taming(
+    widths: list[int], layers: int, z: int, dim: int, size: int, attention_levels: list[int], spatial: bool = False
+) -> Layout:
     return skeleton(widths, layers, z, dim, attention_levels, spatial=spatial) | codebook(
         "quantize.embedding", size, dim
     )
 
 
-def gumbel(widths, layers, dim, size, attention_levels) -> Layout:
+def gumbel(widths: list[int], layers: int, dim: int, size: int, attention_levels: list[int]) -> Layout:
     return {
         **skeleton(widths, layers, dim, dim, attention_levels),
         **codebook("quantize.embed", size, dim),
@@ -97,7 +100,7 @@ def gumbel(widths, layers, dim, size, attention_levels) -> Layout:
     }
 
 
-def var(widths, layers, dim, size, scales) -> Layout:
+def var(widths: list[int], layers: int, dim: int, size: int, scales: int) -> Layout:
     return {
         **skeleton(widths, layers, dim, dim, [len(widths) - 1], fused=True, kernel=3),
         **codebook("quantize.embedding", size, dim),
@@ -106,7 +109,7 @@ def var(widths, layers, dim, size, scales) -> Layout:
     }
 
 
-def llamagen(widths, layers, z, dim, size) -> Layout:
+def llamagen(widths: list[int], layers: int, z: int, dim: int, size: int) -> Layout:
     names = {
         "middle": ("0", "1", "2"),
         "level_names": ("conv_blocks", "conv_blocks"),
@@ -116,7 +119,7 @@ def llamagen(widths, layers, z, dim, size) -> Layout:
     return skeleton(widths, layers, z, dim, [len(widths) - 1], **names) | codebook("quantize.embedding", size, dim)
 
 
-def magvit2(widths, layers, bits) -> Layout:
+def magvit2(widths: list[int], layers: int, bits: int) -> Layout:
     count = len(widths)
     layout = conv("encoder.conv_in", widths[0], 3, bias=False) | conv("encoder.conv_out", bits, widths[-1], 1)
     layout |= conv("decoder.conv_in", widths[-1], bits) | conv("decoder.conv_out", 3, widths[0])
@@ -138,7 +141,16 @@ def magvit2(widths, layers, bits) -> Layout:
     return layout
 
 
-def titok(grid, patch, latents, encoder, decoder, size, dim, pixels=None) -> Layout:
+def titok(
+    grid: int,
+    patch: int,
+    latents: int,
+    encoder: tuple[int, int],
+    decoder: tuple[int, int],
+    size: int,
+    dim: int,
+    pixels: tuple[int, int, list[int], int] | None = None,
+) -> Layout:
     """`encoder`, `decoder`: (width, layers). `pixels`: (codes, dim, widths, layers) of the legacy models."""
     layout = {"latent_tokens": (latents, encoder[0])} | codebook("quantize.embedding", size, dim)
     for half, (width, layers) in (("encoder", encoder), ("decoder", decoder)):
@@ -192,7 +204,7 @@ def with_averages(layout: Layout) -> Layout:
     return both | copies | {"model_ema.decay": (), "model_ema.num_updates": ()}
 
 
-def widths_of(ch, mult) -> list[int]:
+def widths_of(ch: int, mult: tuple[int, ...] | list[int]) -> list[int]:
     return [ch * m for m in mult]
 
 

@@ -19,12 +19,13 @@ def fill_row(name: str, folder: Path, image_size: int) -> dict[str, Any]:
     Call it in a process of its own: `peak_memory_bytes` is of the whole process.
     """
     images = EvalImages.from_samples(image_size, max_images=2, progress=False)
+    metrics = [metric for metric in default_metrics() if metric.least_side <= image_size]
     start = time.perf_counter()
     tokenizer = load_baseline(name, folder)
     load_seconds = time.perf_counter() - start
     if hasattr(tokenizer, "num_inference_steps"):
         tokenizer.num_inference_steps = NUM_INFERENCE_STEPS
-    row = evaluate(tokenizer, images, default_metrics(), batch_size=1, progress=False).row
+    row = evaluate(tokenizer, images, metrics, batch_size=1, progress=False).row
     assert isinstance(tokenizer, torch.nn.Module)
     return {
         "name": name,
