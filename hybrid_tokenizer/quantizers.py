@@ -171,10 +171,6 @@ class EmaQuantizer(nn.Module):
     def _place(self, features: Float[Tensor, "*grid d"]) -> Float[Tensor, "*grid d"]:
         return F.normalize(features.float(), dim=-1) if self.cosine else features.float()
 
-    def restart(self) -> None:
-        """Start over, by k-means on the next training batch."""
-        self.started.fill_(False)
-
     @torch.no_grad()
     def start(self, features: Float[Tensor, "*grid d"]) -> None:
         """k-means on a first batch; does nothing once the codebook has started."""

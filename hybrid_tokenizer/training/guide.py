@@ -9,8 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.guide import GuideConfig, GuideOutput, GuideTokenizer
+from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.guide.discriminator import DiscriminatorConfig, PatchDiscriminator
 from hybrid_tokenizer.guide.losses import (
     adaptive_weight,
@@ -26,7 +25,7 @@ from hybrid_tokenizer.images import resize_bicubic
 from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.metrics.pixel import psnr
-from hybrid_tokenizer.quantizers import EmaQuantizer, Quantized, vq_loss
+from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.training.objective import Judged, Objective
 from hybrid_tokenizer.training.weights import GuideLossWeights
 
@@ -66,11 +65,6 @@ class GuideObjective(Objective):
     def __init__(self, model: GuideTokenizer, weights: GuideLossWeights):
         super().__init__()
         self.model, self.weights = model, weights
-        if weights.quantize_from and (not isinstance(model.quantizer, EmaQuantizer) or model.config.guide_scales):
-            raise HybridTokenizerError(
-                f"loss.quantize_from={weights.quantize_from} needs one grid and a running-mean codebook that can start late; "
-                "use guide.quantizer.kind=ema, or loss.quantize_from=0"
-            )
         self.freeze(**({"perceptual": EfficientNetDistance("lite0")} if weights.perceptual else {}))
         if weights.adversarial:
             self.discriminator = PatchDiscriminator(DiscriminatorConfig(layers=weights.discriminator_layers))
@@ -80,11 +74,7 @@ class GuideObjective(Objective):
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         images = batch["images"]
-        if step < self.weights.quantize_from:
-            self.model.quantizer.restart()  # here, so that only the first of a later step's micro-batches starts the codes
-            output = self.continuous(images)
-        else:
-            output = self.model(images)
+        output = self.model(images)
         guides = output.guide_images.float()
         target = guide_target(images, tuple(guides.shape[-2:]))
         losses = {
@@ -92,10 +82,6 @@ class GuideObjective(Objective):
             "vq": vq_loss(output.quantized, self.model.config.quantizer),
         }
         total = losses["recon"] + self.weights.vq * losses["vq"]
-        if self.weights.colour:
-            grid = tuple(output.indices[-1].shape[-2:])
-            losses["colour"] = recon_loss(guide_target(guides, grid), guide_target(images, grid))
-            total = total + self.weights.colour * losses["colour"]
         if self.weights.perceptual:
             losses["perceptual"] = perceptual_loss(guides, target, self.frozen["perceptual"])
             total = total + self.weights.perceptual * losses["perceptual"]
@@ -123,13 +109,6 @@ class GuideObjective(Objective):
             "discriminator": discriminator_loss(real, fake),
             "adaptive_weight": weight,
         }
-
-    def continuous(self, images: Tensor) -> GuideOutput:
-        """A pass around the codebook. Its indices are those of the codes that would have been taken."""
-        features = self.model.features(images).float()
-        indices = self.model.quantizer.lookup(features.detach())[1]
-        zero = features.new_zeros(())
-        return GuideOutput(self.model.decode_quantized(features), Quantized(features, indices, zero, zero), (indices,))
 
     def judge(self, batches: list[dict[str, Any]]) -> Judged:
         """PSNR at the guide's size and, bicubic back up, at full size; use of the codebook."""

@@ -18,17 +18,13 @@ def check_weights(weights: object) -> None:
 
 @dataclass
 class GuideLossWeights:
-    """Eq. 5 has weight 1. `vq` scales both VQ terms, whose own balance belongs to the quantizer. `colour` is eq. 5 again on
-    the token grid: a short training from random weights else stays grey; 0 is the paper. Before step `quantize_from` the codebook is
-    passed by, then it starts by k-means: codes that start on grey features keep colour from ever growing.
+    """Eq. 5 has weight 1. `vq` scales both VQ terms, whose own balance belongs to the quantizer.
 
     `adversarial` times VQGAN's adaptive weight is that of a hinge PatchGAN of `discriminator_layers` strided levels, from
     step `adversarial_from` on.
     """
 
     vq: float = 1.0
-    colour: float = 0.0
-    quantize_from: int = 0
     perceptual: float = 0.0
     adversarial: float = 0.0
     adversarial_from: int = 0

@@ -11,7 +11,7 @@ from training_runs import assert_same_gradients, final_weights, reset_accelerate
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
-from hybrid_tokenizer.quantizers import EmaQuantizer, QuantizerConfig
+from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.loop import train
@@ -108,28 +108,6 @@ def test_accumulated_gradients_are_the_batchs(pictures, tmp_path):
     assert_same_gradients(*gradients)
     facts = json.loads((tmp_path / "parts" / "final" / "training.json").read_text())
     assert facts["images_seen"] == 4 and facts["config"] == {"some": "facts"}
-
-
-def test_a_codebook_that_starts_late_starts_once(pictures, tmp_path, monkeypatch):
-    """Two micro-batches a step, stopped at every step: the first batch of step 2 gives the codes, whatever came before."""
-    starts = []
-    start = EmaQuantizer.start
-
-    def counted(self, features):
-        starts.append(bool(self.started))
-        start(self, features)
-
-    monkeypatch.setattr(EmaQuantizer, "start", counted)
-
-    def objective():
-        plain = guide_objective()
-        return GuideObjective(plain.model, GuideLossWeights(quantize_from=2))
-
-    for _ in range(4):
-        run(objective(), pictures, tmp_path / "stopped", accumulation=2, max_minutes=1e-9)
-    assert starts == [False, True, True, True], "steps 2 and 3, two micro-batches each"
-    run(objective(), pictures, tmp_path / "whole", accumulation=2)
-    assert final_weights(tmp_path / "stopped") == final_weights(tmp_path / "whole")
 
 
 class Breaking(GuideObjective):

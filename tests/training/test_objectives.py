@@ -52,7 +52,7 @@ def batch_of(objective):
 def build(stage):
     torch.manual_seed(0)
     if stage == "guide":
-        return GuideObjective(small_hybrid(nested=True).guide, GuideLossWeights(perceptual=0.1, colour=1.0))
+        return GuideObjective(small_hybrid(nested=True).guide, GuideLossWeights(perceptual=0.1))
     if stage == "vae":
         return VAEObjective(small_hybrid().diffusion, VAELossWeights())
     if stage == "unet":
