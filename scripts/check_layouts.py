@@ -7,8 +7,10 @@ the output already holds are not made again. It says that the files load, not ho
 import argparse
 import multiprocessing
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,6 +25,12 @@ SEED_KEYS = ROOT / "tests" / "semantic" / "keys" / "seed1.json"
 NOT_RUN = "not yet run at full size; at reduced width through the same loader in tests/baselines"
 
 
+def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """The result of `function`; memory that it took is measured apart and given back."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", default=",".join(names()), help="separated by commas; default: all of them")
@@ -33,15 +41,11 @@ def main() -> None:
     seed_layout = {key: tuple(shape) for key, shape in read_json(SEED_KEYS).items()}
     rows = {row["name"]: row for row in read_json(options.output)["rows"]} if options.output.is_file() else {}
     wanted = [name for name in options.names.split(",") if not rows.get(name, {}).get("ok")]
-    context = multiprocessing.get_context("spawn")
     for name in tqdm(wanted, unit="row"):
-        with (
-            tempfile.TemporaryDirectory(dir=options.folder) as temporary,
-            ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh_process,
-        ):
+        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             try:
-                fresh_process.submit(make_files, name, Path(temporary), seed_layout).result()
-                rows[name] = fresh_process.submit(fill_row, name, Path(temporary), options.image_size).result()
+                in_fresh_process(make_files, name, Path(temporary), seed_layout)
+                rows[name] = in_fresh_process(fill_row, name, Path(temporary), options.image_size)
             except HybridTokenizerError as error:
                 raise SystemExit(f"error: {error}") from None
         report = {
