@@ -5,13 +5,14 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -22,20 +23,18 @@ from hybrid_tokenizer.data.folders import UnreadableImage, find_images, open_rgb
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import check_range, fit_square, from_uint8, resize_bicubic, to_uint8
-from hybrid_tokenizer.metrics import perceptual, pixel
+from hybrid_tokenizer.metrics import perceptual, pixel, weighted
 from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.statistics import bootstrap_interval
 from hybrid_tokenizer.protocol import ImageTokenizer, PairTokenizer
 from hybrid_tokenizer.provenance import git_revision, machine, versions
+from hybrid_tokenizer.published import published_values
+from hybrid_tokenizer.quantizers import sum_over_ranks
 
 CACHE_BYTES = 256 * 2**20
 SMALLEST_SIDE = 32
-UNAVAILABLE = {
-    "lpips": "its VGG and AlexNet backbones come from a hub only; effnet_lite2_distance is a measure of its own, not a stand-in",
-    "rfid": "its Inception weights come from a hub only, and it is unstable under 50,000 images",
-    "clip_i": "its CLIP weights come from a hub only",
-}
-"""Measures of the protocol that no number is given for, and why."""
+WEIGHTED = ("lpips_alex", "lpips_vgg", "clip_i", "dino_distance", "rfid", "kid")
+"""Measures that need weights from a hub, which the user brings."""
 
 
 @dataclass
@@ -71,7 +70,9 @@ class EvalReconConfig:
     codec and `baselines`.
 
     `baselines` says where the weights of other tokenizers are: name -> file, folder, hub id, or `hub`. `compare_to` is the
-    row that the others' paired differences are taken to; `pictures` is how many images the grid shows.
+    row that the others' paired differences are taken to; `pictures` is how many images the grid shows. `metric_weights`
+    adds measures whose weights do not come with a package: lpips_alex, lpips_vgg (torchvision's files), clip_i,
+    dino_distance (folders in transformers' form), rfid, kid (torch-fidelity's Inception) -> file or folder.
     """
 
     model_name: str = "tiny"
@@ -85,9 +86,12 @@ class EvalReconConfig:
     batch_size: int = 8
     device: str | None = None
     pictures: int = 8
+    metric_weights: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_run_numbers(self.seeds, self.batch_size)
+        if unknown := sorted(set(self.metric_weights) - set(WEIGHTED)):
+            raise HybridTokenizerError(f"metric_weights names {', '.join(unknown)}; use some of {', '.join(WEIGHTED)}")
 
 
 @dataclass
@@ -123,8 +127,11 @@ class Metric:
     least_side: int = 1
 
 
-def default_metrics(device: torch.device | str = "cpu") -> list[Metric]:
-    """The measures of every table. `efficientnet-lite0` is a teacher of `tiny`, and its column says so."""
+def default_metrics(device: torch.device | str = "cpu", weights: Mapping[str, str] | None = None) -> list[Metric]:
+    """The measures of every table. `efficientnet-lite0` is a teacher of `tiny`, and its column says so.
+
+    weights: of measures that need some, name -> file or folder; those of whole sets (rFID, KID) are `of_a_set`'s.
+    """
     lite2, lite0 = (perceptual.EfficientNetDistance(name).to(device) for name in ("lite2", "lite0"))
     return [
         Metric("psnr", pixel.psnr),
@@ -136,6 +143,7 @@ def default_metrics(device: torch.device | str = "cpu") -> list[Metric]:
         Metric("mdsi", perceptual.mdsi),
         Metric("high_frequency_energy", pixel.high_frequency_energy, geometric=True),
         Metric("effnet_lite0_distance (trained on)", lambda x, y: perceptual.efficientnet_distance(lite0, x, y)),
+        *(Metric(name, measure) for name, measure in weighted.per_image(weights or {}, device).items()),
     ]
 
 
@@ -294,13 +302,17 @@ def evaluate(
     device: torch.device | str = "cpu",
     pictures: int = 0,
     progress: bool = True,
+    of_a_set: Callable[[], weighted.Frechet] | None = None,
 ) -> Evaluation:
     """Encode, decode and measure every image under every seed; memory does not grow with the number of images.
 
     A tokenizer with a true attribute `deterministic` is run under the first seed, whose results stand for all of them.
     Every batch starts from a fresh generator of the seed, so a tokenizer whose noise is a function of the generator's
     state and of the image gives results that do not depend on the batch size. A tokenizer with another `native_size`
-    gets the crop resized to that, and its output is resized back; its row says so.
+    gets the crop resized to that, and its output is resized back; its row says so. In a distributed run every process
+    takes its share of the batches, and all return the same.
+
+    of_a_set: makes an accumulator of measures of whole sets, one a seed; the row has their means over seeds.
 
     Raises:
         HybridTokenizerError: a reconstruction is outside the value range, or the tokenizer itself refuses an image.
@@ -312,10 +324,14 @@ def evaluate(
     values = {metric.name: np.zeros((len(run_seeds), len(images))) for metric in usable}
     facts = {name: np.zeros((len(run_seeds), len(images))) for name in ("num_tokens", "bits", "seconds")}
     codebooks: dict[str, CodebookUse] = {}
-    kept: list[Tensor] = []
+    sets = [of_a_set() for _ in run_seeds] if of_a_set is not None else []
+    kept: dict[int, Tensor] = {}
+    rank, world_size = rank_and_world_size()
     total = len(images) * len(run_seeds)
     with tqdm(total=total, desc=tokenizer.name, unit="image", disable=not progress, leave=False) as bar:
         for batch in images.batches(batch_size):
+            if batch.positions.start // batch_size % world_size != rank:
+                continue
             batch = batch._replace(references=batch.references.to(device), next_images=batch.next_images.to(device))
             for i, seed in enumerate(run_seeds):
                 output, tokens, seconds = reconstruct(tokenizer, batch, torch.Generator().manual_seed(seed))
@@ -328,10 +344,22 @@ def evaluate(
                 if isinstance(tokenizer, CodebookTokenizer):
                     for codebook, (indices, codebook_size) in tokenizer.codebook_indices(tokens).items():
                         codebooks.setdefault(codebook, CodebookUse(codebook_size)).update(indices)
+                if sets:
+                    sets[i].update(output, batch.references)
                 if i == 0 and batch.positions.start < pictures:
-                    kept.append(to_uint8(output[: pictures - batch.positions.start]).cpu())
+                    kept[batch.positions.start] = to_uint8(output[: pictures - batch.positions.start]).cpu()
                 bar.update(len(batch.positions))
+    if world_size > 1:
+        for table in (*values.values(), *facts.values()):  # zero where another process had the batch
+            table += sum_over_ranks(torch.from_numpy(table).to(device)).cpu().numpy() - table
+        gathered: list[dict[int, Tensor]] = [{} for _ in range(world_size)]
+        dist.all_gather_object(gathered, kept)
+        kept = {start: shown for of_rank in gathered for start, shown in of_rank.items()}
+        for use in codebooks.values():
+            use.merge_ranks(device)
     row = summarize(tokenizer.name, images.size, metrics, values, facts)
+    for name in sets[0].metrics if sets else ():
+        row[name] = float(np.mean([one.compute()[name] for one in sets]))
     row |= {"seeds": list(seeds), "deterministic": deterministic}
     if deterministic:
         row["psnr_std"] = 0.0
@@ -342,7 +370,14 @@ def evaluate(
         row["resized"] = f"crop resized {images.size} -> {side} for the tokenizer and its output back, bicubic"
     empty = torch.zeros(0, 3, images.size, images.size, dtype=torch.uint8)
     per_image = list_per_image(tokenizer.name, images.names, usable, values, facts)
-    return Evaluation(row, per_image, torch.cat([empty, *kept]))
+    return Evaluation(row, per_image, torch.cat([empty, *(kept[start] for start in sorted(kept))]))
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Of this process; (0, 1) outside a distributed run."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def evaluate_rows(
@@ -363,11 +398,12 @@ def evaluate_rows(
         done = None if store is None else store.read(tokenizer.name)
         if done is None:
             done = evaluate(tokenizer, images, metrics, **options)
-            if store is not None:
+            if store is not None and rank_and_world_size()[0] == 0:
                 store.write(tokenizer.name, done)
         evaluations.append(done)
     reference = next((done for done in evaluations if done.row["method"] == compare_to), None)
     for done in evaluations:
+        done.row.update(published_values(done.row))
         if reference is not None and done is not reference:
             done.row["difference_to"] = compare_to
             done.row["differences"] = paired_differences(done, reference, metrics)
@@ -524,6 +560,10 @@ def check_run_numbers(seeds: Sequence[int], batch_size: int) -> None:
 
 def choose_device(device: str | None) -> torch.device:
     """`device`, or without one the GPU where there is one. Raises when torch does not know or have it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState  # joins the processes and knows which device is whose
+
+        return PartialState(cpu=not torch.accelerator.is_available()).device
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=chosen)
@@ -533,8 +573,14 @@ def choose_device(device: str | None) -> torch.device:
     return chosen
 
 
-def provenance(images: EvalImages, device: torch.device | str, started: float) -> dict[str, Any]:
-    """Where numbers come from: code, images, versions, machine, time since `started` (time.perf_counter), memory."""
+def provenance(
+    images: EvalImages, device: torch.device | str, started: float, weights: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Where numbers come from: code, images, versions, machine, time since `started` (time.perf_counter), memory.
+
+    weights: those of `default_metrics`; measures without any are listed as unavailable.
+    """
+    lacking = [name for name in WEIGHTED if name not in (weights or {})]
     return {
         "revision": git_revision(),
         "images": {
@@ -544,7 +590,7 @@ def provenance(images: EvalImages, device: torch.device | str, started: float) -
             "pixels_sha256": images.pixels_hash,
         },
         "skipped": images.skipped,
-        "unavailable_metrics": UNAVAILABLE,
+        "unavailable_metrics": {name: f"no weights were given: metric_weights.{name}=FILE" for name in lacking},
         "versions": versions(),
         "device": str(device),
         "machine": machine(),

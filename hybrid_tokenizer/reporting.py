@@ -25,6 +25,14 @@ COLUMNS = {  # key of a row -> heading, digits after the point; keys that are no
     "mdsi": ("MDSI ↓", 3),
     "high_frequency_energy": ("HF energy, 1 is right", 3),
     "effnet_lite0_distance (trained on)": ("EffNet-lite0 (trained on) ↓", 3),
+    "lpips_alex": ("LPIPS-Alex ↓", 3),
+    "lpips_vgg": ("LPIPS-VGG ↓", 3),
+    "clip_i": ("CLIP-I ↑", 3),
+    "dino_distance": ("DINO distance ↓", 3),
+    "rfid": ("rFID ↓", 2),
+    "kid": ("KID ↓", 4),
+    "published_psnr": ("PSNR, the paper's", 2),
+    "published_ssim": ("SSIM, the paper's", 3),
     "num_tokens": ("tokens", 0),
     "bits": ("bits", 0),
     "seconds_per_image": ("s/image", 3),
@@ -33,6 +41,8 @@ COLUMNS = {  # key of a row -> heading, digits after the point; keys that are no
 COMPARED = ("psnr", "ssim", "effnet_lite2_distance", "haarpsi")
 """Paired differences that the Markdown shows; recon.json has all of them."""
 MISSING = "–"
+FLAG = " ≠"
+"""Behind a published value that the measured one is over 10 % away from."""
 CELL, GAP, LINE = 192, 6, 20
 
 
@@ -46,7 +56,8 @@ def cell(row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if value is None:
         return "∞" if str(row.get(f"{key}_note", "")).startswith("infinite") else MISSING
-    return f"{value:.{COLUMNS[key][1]}f}"
+    flag = FLAG if key in row.get("published_differs", ()) else ""
+    return f"{value:.{COLUMNS[key][1]}f}{flag}"
 
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:

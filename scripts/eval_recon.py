@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from hybrid_tokenizer.baselines.rows import rows_by_name
 from hybrid_tokenizer.checkpoints.files import write_atomic
@@ -16,10 +17,12 @@ from hybrid_tokenizer.evaluation import (
     default_metrics,
     evaluate_rows,
     provenance,
+    rank_and_world_size,
 )
 from hybrid_tokenizer.finished_rows import FinishedRows
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import to_uint8
+from hybrid_tokenizer.metrics.weighted import of_a_set
 from hybrid_tokenizer.provenance import git_revision
 from hybrid_tokenizer.rates import draw_rates
 from hybrid_tokenizer.reporting import cell, picture_grid, write_report
@@ -34,15 +37,22 @@ def run(config: EvalReconConfig) -> None:
         row.to(device) if isinstance(row, torch.nn.Module) else row
         for row in rows_by_name(tokenizer, config.tokenizers, config.baselines)
     ]
-    images = EvalImages.open(config.data.root, config.data.image_size, max_images=config.data.max_images)
+    leads = rank_and_world_size()[0] == 0
+    say = tqdm.write if leads else lambda line: None
+    images = EvalImages.open(
+        config.data.root, config.data.image_size, max_images=config.data.max_images, say=say, progress=leads
+    )
     facts = {"config": asdict(config), "seeds": config.seeds, "weights_sha256": {tokenizer.name: tokenizer.hash}}
     store = FinishedRows(
         Path(config.output_dir), [facts, images.pixels_hash, images.names, git_revision(), str(device)]
     )
     evaluations = evaluate_rows(
-        rows, images, default_metrics(device), config.compare_to, store=store,
+        rows, images, default_metrics(device, config.metric_weights), config.compare_to, store=store,
         seeds=config.seeds, batch_size=config.batch_size, device=device, pictures=config.pictures,
+        of_a_set=of_a_set(config.metric_weights, device), progress=leads,
     )  # fmt: skip
+    if not leads:
+        return
 
     shown = range(min(config.pictures, len(images)))
     columns = [("original", torch.stack([to_uint8(images[i]) for i in shown]))]
@@ -55,7 +65,7 @@ def run(config: EvalReconConfig) -> None:
     table = write_report(
         Path(config.output_dir),
         [done.row for done in evaluations],
-        facts | provenance(images, device, started),
+        facts | provenance(images, device, started, config.metric_weights),
         [entry for done in evaluations for entry in done.per_image],
         grid,
     )

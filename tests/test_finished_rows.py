@@ -75,3 +75,26 @@ def test_rates_draw_with_and_without_codecs():
     ]
     assert draw_rates(rows).startswith(b"\x89PNG") and draw_rates(rows[:1]).startswith(b"\x89PNG")
     assert draw_rates([]).startswith(b"\x89PNG")
+
+
+def test_two_processes_make_the_table_of_one(tmp_path):
+    """Five images in batches of 2: the processes share them 3 to 2."""
+    small_hybrid().save_pretrained(tmp_path / "model")
+    script = str(ROOT / "scripts" / "eval_recon.py")
+    launchers = {"one": [sys.executable], "two": [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+    ]}  # fmt: skip
+    for name, launcher in launchers.items():
+        done = subprocess.run(
+            [
+                *launcher, script, f"model_name={tmp_path / 'model'}", "data.root=null", "data.image_size=32",
+                "data.max_images=5", "tokenizers=[unrelated,hybrid]", "batch_size=2", "pictures=5", "seeds=[0,1]",
+                f"output_dir={tmp_path / name}",
+            ],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("5 images, 0 skipped") == 1, "the main process alone reports"
+    assert without_times(tmp_path / "one" / "recon.json") == without_times(tmp_path / "two" / "recon.json")
+    assert (tmp_path / "one" / "recon.png").read_bytes() == (tmp_path / "two" / "recon.png").read_bytes()
