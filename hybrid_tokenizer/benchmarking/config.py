@@ -4,7 +4,17 @@ from dataclasses import dataclass
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 
-ROWS = ("encode", "decode", "decode_latency", "decode_batch8_vs_1", "train_guide", "harness", "import", "startup")
+ROWS = (
+    "encode",
+    "decode",
+    "decode_latency",
+    "decode_batch8_vs_1",
+    "train_guide",
+    "harness",
+    "harness_memory",
+    "import",
+    "startup",
+)
 GPU_ROWS = ("sd15_encode", "sd15_decode", "sd15_decode_latency")
 
 

@@ -320,6 +320,36 @@ def relative_difference(left: dict[str, list[float]], right: dict[str, list[floa
     return max(abs(ours - theirs) / max(abs(theirs), 1e-9) for ours, theirs in means)
 
 
+MEMORY_CODE = """
+import json, resource, sys
+import numpy as np
+from PIL import Image
+from hybrid_tokenizer.baselines.controls import LosslessGuide
+from hybrid_tokenizer.evaluation import EvalImages, Metric, evaluate
+from hybrid_tokenizer.metrics import pixel
+count = int(sys.argv[1])
+read = lambda name: Image.fromarray(np.random.default_rng(int(name)).integers(0, 256, (96, 96, 3), dtype=np.uint8))
+images = EvalImages([str(i) for i in range(count)], read, 96, progress=False)
+evaluate(LosslessGuide(24), images, [Metric("psnr", pixel.psnr), Metric("ssim", pixel.ssim)], progress=False)
+print(); print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+def harness_memory(bench: Bench) -> dict[str, Any]:
+    """Peak memory of `evaluate` on four times as many images, each in a fresh interpreter."""
+
+    def peak(count: int) -> int:
+        command = [sys.executable, "-W", "ignore", "-c", MEMORY_CODE, str(count)]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    few, many = peak(1000), peak(4000)
+    return {
+        "name": "harness_memory", "ours": many, "alternative": few, "unit": "bytes", "ratio": few / many,
+        "max_output_difference": None, "difference_is": "no output",
+        "ours_is": "peak memory of evaluate on 4,000 images", "alternative_is": "the same on 1,000 images",
+    }  # fmt: skip
+
+
 def import_time(bench: Bench) -> dict[str, Any]:
     contest = Contest(
         name="import",
@@ -430,6 +460,7 @@ BUILDERS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode_batch8_vs_1": decode_batch8_vs_1,
     "train_guide": train_guide,
     "harness": harness,
+    "harness_memory": harness_memory,
     "import": import_time,
     "startup": startup,
     "sd15_encode": lambda bench: sd15_row(bench, "sd15_encode"),
