@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import file_hash, load_strict, read_foreign
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import check_range, from_uint8, to_uint8, to_unit
+from hybrid_tokenizer.images import check_range, from_uint8, full_resolution_chunk, in_chunks, to_uint8, to_unit
 
 NORM_EPSILON = 1e-8  # keeps the gradient of the channel norm finite where a feature vector is all zero
 _WEIGHTS = {  # name -> (module of the package that ships the weights, its class that knows the path)
@@ -83,8 +83,10 @@ def efficientnet_distance(
     """The distance as a metric: both sides checked, clamped and rounded to 8 bits first, no gradient, float64."""
     check_range(images)
     check_range(references)
+    pairs = torch.stack([from_uint8(to_uint8(images)), from_uint8(to_uint8(references))], dim=1)
+    chunk_size = full_resolution_chunk(images.device)
     with torch.no_grad():
-        return network(from_uint8(to_uint8(images)), from_uint8(to_uint8(references))).double()
+        return in_chunks(lambda pair: network(pair[:, 0], pair[:, 1]), pairs, chunk_size).double()
 
 
 def haarpsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:

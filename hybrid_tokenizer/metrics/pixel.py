@@ -12,7 +12,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from hybrid_tokenizer.images import check_range, to_uint8
+from hybrid_tokenizer.images import check_range, full_resolution_chunk, in_chunks, to_uint8
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 MS_SSIM_LEAST_SIDE = (SSIM_WINDOW - 1) * 2**4 + 1
@@ -57,10 +57,10 @@ def _ssim(
     function: Callable[..., Tensor], images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b"]:
     # fp32: three times faster than fp64, and within 5e-6 of it on [0, 1]
-    return function(
-        images.float(), references.float(),
-        data_range=1.0, size_average=False, win_size=SSIM_WINDOW, win_sigma=SSIM_SIGMA,
-    ).double()  # fmt: skip
+    pairs = torch.stack([images.float(), references.float()], dim=1)
+    options = {"data_range": 1.0, "size_average": False, "win_size": SSIM_WINDOW, "win_sigma": SSIM_SIGMA}
+    chunk_size = full_resolution_chunk(images.device)
+    return in_chunks(lambda pair: function(pair[:, 0], pair[:, 1], **options), pairs, chunk_size).double()
 
 
 def high_frequency_energy(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
