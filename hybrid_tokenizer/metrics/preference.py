@@ -1,0 +1,260 @@
+"""Text-image scores whose weights the user brings: PickScore, HPSv2, ImageReward, CLIPScore, on transformers' classes.
+
+Each is a module that takes images in [-1, 1] of any size and a caption an image, and gives one float64 value an image.
+Networks may run in bf16; embeddings are compared, and ImageReward's head is computed, in fp32.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    BlipTextConfig,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
+    CLIPConfig,
+    CLIPModel,
+)
+from transformers.utils import logging
+
+from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign, shorten
+from hybrid_tokenizer.checkpoints.image_reward import image_reward_keys, image_reward_sizes
+from hybrid_tokenizer.checkpoints.open_clip import clip_from_open_clip, open_clip_sizes
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import check_range, from_uint8, normalize_clip, resize_bicubic, to_uint8
+
+CLIP_LENGTH = 77
+IMAGE_REWARD_LENGTH = 35
+IMAGE_REWARD_MEAN, IMAGE_REWARD_STD = 0.16717362830052426, 1.0333394966054072
+HEAD_WIDTHS = (1024, 128, 64, 16, 1)
+CLIPSCORE_WEIGHT, CLIPSCORE_PROMPT = 2.5, "A photo depicts "  # Hessel et al. 2021, section 3
+
+Tokens = Callable[[Sequence[str]], Int[Tensor, "b 77"]]
+
+
+class OpenClipTokens:
+    """Captions to CLIP's ids with the vocabulary that the package open_clip_torch ships."""
+
+    def __init__(self) -> None:
+        try:
+            from open_clip.tokenizer import SimpleTokenizer
+        except ImportError:
+            raise HybridTokenizerError(
+                "CLIP's vocabulary is not there; pip install 'hybrid_tokenizer[preference]', or give clip_tokenizer=FOLDER "
+                "in transformers' form"
+            ) from None
+        self.tokenizer = SimpleTokenizer(context_length=CLIP_LENGTH)
+
+    def __call__(self, captions: Sequence[str]) -> Int[Tensor, "b 77"]:
+        """Cut at 77 with the end mark kept, zero behind it."""
+        return self.tokenizer(list(captions))
+
+
+class FolderTokens:
+    """Captions to CLIP's ids with a tokenizer of transformers, from a folder or a hub id."""
+
+    def __init__(self, folder: str | Path):
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise HybridTokenizerError(
+                f"no tokenizer can be read from {folder} ({first_line(error)}); give CLIP's, a folder or a hub id"
+            ) from None
+
+    def __call__(self, captions: Sequence[str]) -> Int[Tensor, "b 77"]:
+        """Cut at 77 with the end mark kept. What stands behind it is not seen by the end mark, which is read out."""
+        batch = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=CLIP_LENGTH, return_tensors="pt"
+        )
+        return batch["input_ids"]
+
+
+class BertIds:
+    """Captions to ids and mask of bert-base-uncased, as ImageReward was trained: at most 35, always padded to 35."""
+
+    def __init__(self, folder: str | Path):
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Int[Tensor, "b 35"], Int[Tensor, "b 35"]]:
+        batch = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=IMAGE_REWARD_LENGTH, return_tensors="pt"
+        )
+        return batch["input_ids"], batch["attention_mask"]
+
+
+def crop_square(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
+    """Shorter side to `side`, then the centre; 8-bit levels, as the authors' pipelines resize stored pictures."""
+    height, width = images.shape[-2:]
+    shorter = min(height, width)
+    size = (side * height // shorter, side * width // shorter)
+    resized = from_uint8(to_uint8(resize_bicubic(images, size)))
+    top, left = (round((extent - side) / 2) for extent in size)
+    return resized[..., top : top + side, left : left + side]
+
+
+def pad_square(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
+    """Longer side to `side`, black around: HPSv2 scores whole pictures."""
+    height, width = images.shape[-2:]
+    longer = max(height, width)
+    size = (round(side * height / longer), round(side * width / longer))
+    resized = resize_bicubic(images, size).clamp(-1, 1)
+    rows, columns = side - size[0], side - size[1]
+    return F.pad(resized, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), value=-1.0)
+
+
+class ClipCosine(nn.Module):
+    """A CLIP's cosine of image and caption, turned into a score by its subclasses."""
+
+    prompt = ""
+    fit = staticmethod(crop_square)
+
+    def __init__(self, name: str, clip: CLIPModel, tokens: Tokens):
+        super().__init__()
+        self.name, self.clip, self.tokens = name, clip, tokens
+        self.requires_grad_(False).eval()
+
+    def score(self, cosines: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """From the cosine to the published number."""
+        raise NotImplementedError
+
+    def image_embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit length, fp32."""
+        pixels = normalize_clip(self.fit(eight_bit(images), self.clip.config.vision_config.image_size))
+        features = self.clip.get_image_features(pixel_values=pixels.to(self.clip.dtype)).pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def text_embeds(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Unit length, fp32."""
+        ids = self.tokens([self.prompt + caption for caption in captions]).to(self.clip.device)
+        return F.normalize(self.clip.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]) -> Float64[Tensor, "b"]:
+        """A value an image."""
+        return self.score((self.image_embeds(images) * self.text_embeds(captions)).sum(-1)).double()
+
+
+class PickScore(ClipCosine):
+    """Kirstain et al. 2023: the cosine times the learned scale, about 20. Its softmax over pictures is a preference."""
+
+    def score(self, cosines: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        return self.clip.logit_scale.float().exp() * cosines
+
+
+class HPSv2(ClipCosine):
+    """Wu et al. 2023: the cosine itself, about 0.2 to 0.3."""
+
+    fit = staticmethod(pad_square)
+
+    def score(self, cosines: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        return cosines
+
+
+class CLIPScore(ClipCosine):
+    """Hessel et al. 2021: 2.5 max(cosine, 0) under the prompt "A photo depicts ..."."""
+
+    prompt = CLIPSCORE_PROMPT
+
+    def score(self, cosines: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        return CLIPSCORE_WEIGHT * cosines.clamp_min(0)
+
+
+class ImageReward(nn.Module):
+    """Xu et al. 2023: BLIP reads the caption with attention to the picture; a linear head gives a z-score."""
+
+    name = "image_reward"
+
+    def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig, ids: BertIds):
+        super().__init__()
+        self.ids = ids
+        self.vision = BlipVisionModel(vision)
+        self.text = BlipTextModel(text, add_pooling_layer=False)
+        self.head = reward_head(text.hidden_size)
+        self.requires_grad_(False).eval()
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageReward":
+        """The head stays in fp32 whatever the networks run in."""
+        super().to(*args, **kwargs)
+        self.head.float()
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]) -> Float64[Tensor, "b"]:
+        """A value an image."""
+        pixels = normalize_clip(crop_square(eight_bit(images), self.vision.config.image_size))
+        patches = self.vision(pixel_values=pixels.to(self.vision.dtype)).last_hidden_state
+        ids, mask = (part.to(patches.device) for part in self.ids(captions))
+        states = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=patches).last_hidden_state
+        return standardize(self.head(states[:, 0].float())[:, 0]).double()
+
+
+def standardize(rewards: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """By the mean and deviation of the raw rewards that the authors give."""
+    return (rewards - IMAGE_REWARD_MEAN) / IMAGE_REWARD_STD
+
+
+def reward_head(width: int) -> nn.Sequential:
+    """Five linear layers with nothing between them but the dropout of training, whose places are kept."""
+    layers: list[nn.Module] = []
+    for out in HEAD_WIDTHS:
+        layers.append(nn.Linear(width, out))
+        if out in HEAD_WIDTHS[:3]:
+            layers.append(nn.Identity())
+        width = out
+    return nn.Sequential(*layers)
+
+
+def eight_bit(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """What would be stored: checked, clamped and rounded to 8 bits, in fp32."""
+    check_range(images)
+    return from_uint8(to_uint8(images))
+
+
+def load_clip(folder: str | Path) -> CLIPModel:
+    """A CLIPModel in transformers' form, from a folder or a hub id, in fp32; refuses a file that lacks or adds a weight."""
+    logging.disable_progress_bar()
+    try:
+        model, report = CLIPModel.from_pretrained(
+            folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise HybridTokenizerError(
+            f"{folder} can not be loaded ({first_line(error)}); give a CLIP in transformers' form, a folder or a hub id"
+        ) from None
+    for what in ("missing_keys", "unexpected_keys"):
+        keys = sorted(key for key in report[what] if not key.endswith("position_ids"))
+        if keys:
+            raise HybridTokenizerError(
+                f"{folder}: {len(keys)} {what.replace('_', ' ')}: {shorten(keys)}; give the CLIP that belongs to this score"
+            )
+    return model
+
+
+def load_open_clip(file: Path, vision_head_width: int = 80, text_head_width: int = 64) -> CLIPModel:
+    """A CLIP that open_clip stored, such as HPS_v2_compressed.pt, as a CLIPModel. The widths of a head are ViT-H-14's."""
+    state = read_foreign(file)
+    config = CLIPConfig(**open_clip_sizes(state, str(file), vision_head_width, text_head_width))
+    model = CLIPModel(config)
+    load_strict(model, clip_from_open_clip(state, str(file)), str(file))
+    return model
+
+
+def load_image_reward(file: Path, ids: BertIds) -> ImageReward:
+    """ImageReward.pt as it was published. Nothing but tensors is unpickled."""
+    state = read_foreign(file)
+    vision, text = image_reward_sizes(state, str(file))
+    model = ImageReward(BlipVisionConfig(**vision), BlipTextConfig(**text), ids)
+    load_strict(model, image_reward_keys(state, str(file)), str(file))
+    return model
+
+
+def first_line(error: Exception) -> str:
+    """An error's first line, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
