@@ -2,6 +2,7 @@
 and in colour."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +32,20 @@ class LinearPath(nn.Module):
         """One vector a block of the image, area-resized so that it has `grid_size` blocks."""
         height, width = grid_size
         resized = resize_area(images, (height * self.block, width * self.block))
-        with torch.autocast(images.device.type, enabled=False):  # bf16 would drown the high frequencies
+        with full_precision(images.device):  # bf16 would drown the high frequencies
             coefficients = F.conv2d(resized.to(self.basis.dtype), self.basis, stride=self.block)
         return rearrange(coefficients / self.block, "b d h w -> b h w d")
 
     def images(self, features: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 hb wb"]:
         """Blocks side by side; not clamped."""
         coefficients = rearrange(features, "b h w d -> b d h w").to(self.basis.dtype) * self.block
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             return F.conv_transpose2d(coefficients, self.basis, stride=self.block)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """No autocast; the meta device has none to switch off, and refuses to be asked."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def dct_basis(dims: int, block: int) -> Float[Tensor, "dims 3 block block"]:

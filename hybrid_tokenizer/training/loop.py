@@ -58,12 +58,12 @@ def train(
 
 
 def choose_precision(config: TrainingConfig) -> str:
-    """bf16 where the device has matrix units for it, fp32 elsewhere (on a CPU without AMX bf16 is no faster)."""
+    """bf16 where the device computes it faster: GPUs with units for it, CPUs with AMX or AVX512-BF16. fp32 elsewhere."""
     if config.mixed_precision != "auto":
         return config.mixed_precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "no"
 
 
 class _Run:

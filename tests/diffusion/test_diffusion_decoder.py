@@ -174,7 +174,7 @@ def test_an_image_does_not_depend_on_its_batch(decoder, options, guided):
     whole = decoder.decode(guide_images if guided else None, embeds, SIZE, generator=seeded(5, 6, 7), **options)
     for i in range(3):
         alone = decoder.decode(guides[i], embeds[i : i + 1], SIZE, generator=[seeded(5 + i)], **options)
-        torch.testing.assert_close(alone, whole[i : i + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone, whole[i : i + 1], atol=1e-4, rtol=0)  # another noise would be 0.1 and more off
     again = decoder.decode(guide_images if guided else None, embeds, SIZE, generator=seeded(5, 6, 7), **options)
     assert torch.equal(again, whole)
 

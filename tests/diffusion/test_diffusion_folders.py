@@ -30,6 +30,11 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 LENGTH = 7
 
 
+def assert_same_pictures(ours, theirs):
+    """Equal weights give equal pictures up to rounding: kernels depend on where in memory the weights lie."""
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """A folder laid out like a published Stable Diffusion 1.5, at test size."""
@@ -93,7 +98,7 @@ def test_own_folder_round_trips_exactly(tmp_path, guide_images, embeds, shards):
     for key, value in decoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     before = decoder.decode(guide_images, embeds, (32, 48), num_inference_steps=4)
-    assert torch.equal(loaded.decode(guide_images, embeds, (32, 48), num_inference_steps=4), before)
+    assert_same_pictures(loaded.decode(guide_images, embeds, (32, 48), num_inference_steps=4), before)
     assert len(list((tmp_path / "own" / "unet").glob("*.safetensors"))) == (1 if shards == "10GB" else 12)
 
 
@@ -116,7 +121,7 @@ def test_guide_conditioned_folder_round_trips(tmp_path, guide_images, embeds):
     decoder.save_pretrained(tmp_path)
     loaded = DiffusionDecoder.from_pretrained(tmp_path)
     expected = decoder.decode(guide_images, embeds, (32, 48), num_inference_steps=4)
-    assert torch.equal(loaded.decode(guide_images, embeds, (32, 48), num_inference_steps=4), expected)
+    assert_same_pictures(loaded.decode(guide_images, embeds, (32, 48), num_inference_steps=4), expected)
 
 
 def test_diffusers_reads_our_folder(tmp_path, decoder):
