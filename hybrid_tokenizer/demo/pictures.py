@@ -1,0 +1,76 @@
+"""What the demo page shows: token ids of a picture, and the pictures that a prefix of them decodes to."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.hybrid import HybridTokenizer
+from hybrid_tokenizer.images import fit_square, from_pil, resize_bicubic, to_pil
+from hybrid_tokenizer.tokens import HybridTokens
+
+Part = Literal["guide", "semantic", "hybrid"]
+MOST_ID = 2**40
+
+
+class Darkroom:
+    """A tokenizer at its native size, square. Without a seed decoding takes seed 0: the same ids give the same picture."""
+
+    def __init__(self, tokenizer: HybridTokenizer, text_vocab_size: int = 0):
+        self.tokenizer = tokenizer
+        self.vocabulary = tokenizer.vocabulary(text_vocab_size)
+
+    def facts(self) -> dict[str, Any]:
+        """What the page's controls need to know."""
+        defaults = self.tokenizer.diffusion.config.decode_defaults
+        vocabulary = self.vocabulary
+        return {
+            "name": self.tokenizer.name,
+            "side": self.tokenizer.native_size,
+            "sequence_lengths": vocabulary.sequence_lengths,
+            "semantic_bits": (vocabulary.semantic_codebook_size - 1).bit_length(),
+            "guide_bits": (vocabulary.guide_codebook_size - 1).bit_length(),
+            "first_id": vocabulary.begin_id,
+            "last_id": vocabulary.size - 1,
+            "strength": defaults.strength,
+            "steps": defaults.num_inference_steps,
+            "guidance": defaults.guidance_scale,
+        }
+
+    def encode(self, image: Image.Image) -> dict[str, Any]:
+        """Ids of the whole guide, and the square that they stand for."""
+        square = fit_square(image, self.tokenizer.native_size)
+        tokens = self.tokenizer.encode(from_pil(square)[None])
+        return {"ids": tokens.to_token_ids(self.vocabulary)[0].tolist(), "picture": as_png(square)}
+
+    def decode(self, ids: Sequence[int], part: Part, strength: float, steps: int, guidance: float) -> dict[str, Any]:
+        """One picture. Ids of a nested guide's prefix are as good as all."""
+        if wrong := next((value for value in ids if abs(value) > MOST_ID), None):
+            raise HybridTokenizerError(f"id {wrong} is no id of this vocabulary; copy the ids again")
+        tokens = HybridTokens.from_token_ids(torch.tensor([list(ids)], dtype=torch.int64), self.vocabulary)
+        return {"picture": as_png(to_pil(self._render(tokens, part, strength, steps, guidance)[0]))}
+
+    def _render(
+        self, tokens: HybridTokens, part: Part, strength: float, steps: int, guidance: float
+    ) -> Float[Tensor, "1 3 h w"]:
+        size = tokens.image_size
+        if part == "guide":
+            return resize_bicubic(self.tokenizer.decode_guide(tokens.guide_indices, size), size).clamp(-1, 1)
+        grids = None if part == "semantic" else tokens.guide_indices
+        return self.tokenizer.decode_indices(
+            tokens.semantic_indices, grids, size,
+            strength=strength, num_inference_steps=steps, guidance_scale=guidance,
+        )  # fmt: skip
+
+
+def as_png(image: Image.Image) -> str:
+    """base64, for JSON."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
