@@ -47,7 +47,7 @@ TINY_UNET: dict[str, Any] = {
     "attention_head_dim": 4,
     "norm_num_groups": 8,
 }
-TINY_VAE: dict[str, Any] = {"block_out_channels": [48] * 4, "latent_channels": 16}
+TINY_VAE: dict[str, Any] = {"block_out_channels": [16] * 4, "latent_channels": 16}
 
 
 @dataclass

@@ -185,6 +185,21 @@ def training_target(
     raise unknown_prediction_type(prediction_type)
 
 
+def predict_original(
+    model_output: Float[Tensor, "b c h w"],
+    latents: Float[Tensor, "b c h w"],
+    alphas: Float[Tensor, "b"],
+    prediction_type: str,
+) -> Float[Tensor, "b c h w"]:
+    """The predicted clean latents, at one level an image: the inverse of `training_target`."""
+    alphas = rearrange(alphas.to(latents), "b -> b 1 1 1")
+    if prediction_type == "epsilon":
+        return (latents - (1 - alphas).sqrt() * model_output) / alphas.sqrt()
+    if prediction_type == "v_prediction":
+        return alphas.sqrt() * latents - (1 - alphas).sqrt() * model_output
+    raise unknown_prediction_type(prediction_type)
+
+
 def unknown_prediction_type(prediction_type: str) -> HybridTokenizerError:
     """The error of a prediction type that is neither epsilon nor v."""
     return HybridTokenizerError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion import DiffusionDecoder
-from hybrid_tokenizer.diffusion.ddim import q_sample, training_target
+from hybrid_tokenizer.diffusion.ddim import predict_original, q_sample, training_target
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.tokenizer import prefix_lengths
@@ -36,6 +36,7 @@ class UNetObjective(Objective):
     text tower's answer to the empty caption; without it the decoder keeps its own.
     With `guide` the U-Net also reads the latents of the decoded guide; a decoder that does not yet is widened for it, and
     computes the same as before (`DiffusionDecoder.add_guide_conditioning`).
+    With a `perceptual` weight the clean latents that each prediction stands for are decoded too, and compared by features.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class UNetObjective(Objective):
         self.decoder = (decoder,)  # a tuple: its U-Net is `model`, its VAE is frozen, neither must be registered twice
         self.model, self.weights = decoder.unet, weights
         helpers = {"vae": decoder.vae, "text": text, "semantic": semantic, "guide": guide}
-        if guide is not None:
+        if guide is not None or weights.perceptual:
             helpers["perceptual"] = EfficientNetDistance("lite0")
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
@@ -81,21 +82,35 @@ class UNetObjective(Objective):
         )
         return stream, validation_batches(held, data.image_size, training)
 
-    def denoising_error(
+    def denoise(
         self,
         latents: Float[Tensor, "b c h w"],
         timesteps: Tensor,
         condition: Float[Tensor, "b n d"],
         guide_latents: Float[Tensor, "b c h w"] | None,
-    ) -> Float[Tensor, "b"]:
-        """Mean squared error of the prediction, an image."""
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
+        """Mean squared error of the prediction, an image, and the clean latents that the prediction stands for."""
         noise = torch.randn(latents.shape).to(latents)
         levels = self.alphas_cumprod[timesteps]
         noisy = q_sample(latents, noise, levels)
         inputs = noisy if guide_latents is None else torch.cat([noisy, guide_latents], dim=1)
         predicted = self.model(inputs, timesteps, encoder_hidden_states=condition).sample.float()
-        target = training_target(latents, noise, levels, self.decoder[0].config.prediction_type)
-        return (predicted - target).square().mean((1, 2, 3))
+        prediction_type = self.decoder[0].config.prediction_type
+        target = training_target(latents, noise, levels, prediction_type)
+        error = (predicted - target).square().mean((1, 2, 3))
+        return error, predict_original(predicted, noisy, levels, prediction_type)
+
+    def perceptual(
+        self, latents: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, ""]:
+        """Feature distance of the decoded windows; the VAE takes no gradient, its input does."""
+        side = min(self.weights.perceptual_window, *latents.shape[-2:])
+        top, left = (int(torch.randint(whole - side + 1, ())) for whole in latents.shape[-2:])
+        window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
+        decoder = self.decoder[0]
+        with torch.no_grad():
+            target = decoder.decode_latents(latents[window])
+        return self.frozen["perceptual"](decoder.decode_latents(original[window]), target).mean()
 
     def conditions(self, batch: dict[str, Any]) -> Float[Tensor, "b n d"]:
         """Text features, some replaced by generation embeddings, some by the null condition."""
@@ -118,9 +133,16 @@ class UNetObjective(Objective):
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         latents = batch["latents"]
         guide_latents = self.guide_latents(batch["guide_latents"]) if "guide" in self.frozen else None
-        timesteps = torch.randint(len(self.alphas_cumprod), (len(latents),)).to(latents.device)
-        loss = self.denoising_error(latents, timesteps, self.conditions(batch), guide_latents).mean()
-        return {"denoising": loss, "total": loss}
+        count = len(self.alphas_cumprod)
+        draws = (count * torch.rand(len(latents)) ** self.weights.timestep_power).long()
+        timesteps = draws.clamp(max=count - 1).to(latents.device)
+        errors, original = self.denoise(latents, timesteps, self.conditions(batch), guide_latents)
+        losses = {"denoising": errors.mean()}
+        total = losses["denoising"]
+        if self.weights.perceptual:
+            losses["perceptual"] = self.perceptual(latents, original)
+            total = total + self.weights.perceptual * losses["perceptual"]
+        return {**losses, "total": total}
 
     def judge(self, batches: list[dict[str, Any]]) -> Judged:
         """Denoising error under each kind of condition and guide at fixed timesteps; with a guide, what decoding restores;
@@ -149,7 +171,7 @@ class UNetObjective(Objective):
                 torch.manual_seed(number)  # the same noise for every case and every validation
                 for timestep in JUDGED_TIMESTEPS:
                     timesteps = torch.full((len(latents),), timestep, device=latents.device)
-                    values.setdefault(name, []).append(self.denoising_error(latents, timesteps, *case))
+                    values.setdefault(name, []).append(self.denoise(latents, timesteps, *case)[0])
             if guide_latents is not None:
                 start = decoder.decode_latents(guide_latents).clamp(-1, 1)
                 restored = self.rendered(start, best, RESTORING_STRENGTH)

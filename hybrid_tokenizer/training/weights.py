@@ -57,6 +57,9 @@ class UNetLossWeights:
     `null_share` of the conditions is the null condition (for guidance), `semantic_share` of the rest Branch II's
     generation embeddings when a semantic tokenizer is given. Latents and semantic tokens are cached for `views` crops an image.
     With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
+    `perceptual` weighs the feature distance between what the predicted and the true latents decode to, on one window of
+    `perceptual_window` latents a side; noise prediction alone is content with a blur. Timesteps are
+    1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
     """
 
     null_share: float = 0.1
@@ -64,13 +67,23 @@ class UNetLossWeights:
     guide_dropout: float = 0.1
     prefix_dropout: float = 0.3
     views: int = 2
+    perceptual: float = 0.0
+    perceptual_window: int = 16
+    timestep_power: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("null_share", "semantic_share", "guide_dropout", "prefix_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be a share in [0, 1]")
-        if self.views < 1:
-            raise HybridTokenizerError(f"unet.views={self.views} must be at least 1")
+        for name in ("views", "perceptual_window"):
+            if getattr(self, name) < 1:
+                raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be at least 1")
+        if self.perceptual < 0:
+            raise HybridTokenizerError(f"unet.perceptual={self.perceptual} must not be negative; 0 leaves the term out")
+        if self.timestep_power <= 0:
+            raise HybridTokenizerError(
+                f"unet.timestep_power={self.timestep_power} must be positive; 1 draws all timesteps alike"
+            )
 
 
 @dataclass

@@ -56,7 +56,8 @@ def build(stage):
     if stage == "vae":
         return VAEObjective(small_hybrid().diffusion, VAELossWeights())
     if stage == "unet":
-        return UNetObjective(text_decoder(), small_semantic(), UNetLossWeights(), text=MiniLMText())
+        weights = UNetLossWeights(perceptual=0.05, timestep_power=1.5)
+        return UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
     if stage == "quantize":
         return QuantizeObjective(small_semantic(), QuantizeStage(sentence=0.2))
     return SentenceContrastive(small_semantic(), ContrastiveWeights(label_smoothing=0.0, feature_width=32))
