@@ -6,6 +6,8 @@
 from pathlib import Path
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_foreign, read_json
@@ -20,20 +22,28 @@ DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_m
 
 
 def start_from(tokenizer: GuideTokenizer, path: str | Path) -> None:
-    """Load a stored guide tokenizer of the same stem as it is, anything that `read_base` reads as a warm start."""
+    """Load a stored guide tokenizer of the same stem as it is, anything else that `read_base` reads as a warm start.
+
+    A guide of one size that starts from a nested one, or from one of another size, starts its running-mean codebook anew:
+    the other's codes are residuals, or blocks of another size.
+    """
     path = Path(path)
     state, config = read_base(path)
     mine = tokenizer.config
-    if (config.stem, config.stem_factor, config.quantizer.kind) == (mine.stem, mine.stem_factor, mine.quantizer.kind):
+    same_stem = (config.stem, config.stem_factor) == (mine.stem, mine.stem_factor)
+    same_code = (config.guide_scales, config.quantizer.kind) == (mine.guide_scales, mine.quantizer.kind)
+    if same_stem and same_code:
         load_strict(tokenizer, state, str(path))
         return
-    if config.stem != "none":
+    if config.stem not in ("none", mine.stem if mine.stem == "unshuffle" else "none"):
         raise HybridTokenizerError(
             f"{path} has stem={config.stem!r} x{config.stem_factor} and quantizer {config.quantizer.kind!r}, "
-            f"this tokenizer {mine.stem!r} x{mine.stem_factor} and {mine.quantizer.kind!r}; "
-            "start from the same kind, or from a model without a stem"
+            f"this tokenizer {mine.stem!r} x{mine.stem_factor} and {mine.quantizer.kind!r}; start from the same kind, from a model without a stem, or with stem='unshuffle' from a smaller factor"
         )
-    warm_start(tokenizer, state, str(path))
+    if isinstance(tokenizer.quantizer, EmaQuantizer) and config.stem == "unshuffle":
+        state = {key: value for key, value in state.items() if not key.startswith("quantizer.")}
+        state |= {f"quantizer.{key}": value for key, value in tokenizer.quantizer.state_dict().items()}
+    warm_start(tokenizer, state, str(path), config.stem_factor)
 
 
 def read_base(path: Path) -> tuple[dict[str, Tensor], GuideConfig]:
@@ -57,8 +67,12 @@ def read_base(path: Path) -> tuple[dict[str, Tensor], GuideConfig]:
     return converted, GuideConfig.from_dict(sizes)
 
 
-def warm_start(tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str = "base checkpoint") -> None:
+def warm_start(
+    tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str = "base checkpoint", base_factor: int = 1
+) -> None:
     """Load `base` into `tokenizer` as its stem asks; what the base lacks starts so that the function is known.
+
+    `base_factor` is that of the base's own unshuffle stem.
 
     - `residual_front`: features equal the base's on the area-resized image, bit for bit; the front's last convolution is zero.
     - `unshuffle`: the same up to rounding; `conv_in` averages over the unshuffled pixels.
@@ -74,7 +88,12 @@ def warm_start(tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str =
         for name in ("weight", "bias"):
             state[f"stem.body.conv_out.{name}"] = torch.zeros_like(fresh[f"stem.body.conv_out.{name}"])
     elif config.stem == "unshuffle":
-        state["encoder.conv_in.weight"] = spread_over_unshuffled(base["encoder.conv_in.weight"], config.stem_factor)
+        if config.stem_factor % base_factor:
+            raise HybridTokenizerError(
+                f"{source} has stem_factor={base_factor}, this tokenizer {config.stem_factor}; give a multiple of the base's"
+            )
+        weight = base["encoder.conv_in.weight"]
+        state["encoder.conv_in.weight"] = spread_over_unshuffled(weight, base_factor, config.stem_factor)
     elif config.stem == "appended":
         state |= appended_levels(fresh, len(config.encoder_channels))
     if isinstance(tokenizer.quantizer, EmaQuantizer) and "quantizer.embedding.weight" in state:
@@ -83,9 +102,13 @@ def warm_start(tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str =
     load_strict(tokenizer, state, source)
 
 
-def spread_over_unshuffled(weight: Tensor, factor: int) -> Tensor:
-    """A convolution's weight for its input after pixel unshuffling: the mean of each factor x factor block."""
-    return weight.repeat_interleave(factor**2, dim=1) / factor**2
+def spread_over_unshuffled(weight: Float[Tensor, "c _ k l"], base_factor: int, factor: int) -> Float[Tensor, "c _ k l"]:
+    """The weight of a convolution behind a pixel unshuffle by `base_factor` for one by `factor`, a multiple: each of the
+    base's pixels becomes the mean of a square block of the finer ones."""
+    more = factor // base_factor
+    pixels = rearrange(weight, "c (rgb i j) k l -> c rgb i j k l", i=base_factor, j=base_factor)
+    finer = pixels.repeat_interleave(more, dim=2).repeat_interleave(more, dim=3) / more**2
+    return rearrange(finer, "c rgb i j k l -> c (rgb i j) k l")
 
 
 def appended_levels(fresh: dict[str, Tensor], trunk_levels: int) -> dict[str, Tensor]:

@@ -56,6 +56,28 @@ def test_unshuffle_is_the_base_on_the_resized_image_to_rounding(base, factor):
     assert difference < 2e-6
 
 
+@torch.no_grad()
+def test_a_deeper_unshuffle_from_a_stored_nested_guide_is_that_guide_on_the_resized_image(tmp_path):
+    code = QuantizerConfig(kind="ema", codebook_size=32, codebook_dim=4)
+    nested = build(
+        small_movq(
+            stem="unshuffle", stem_factor=2, image_size=64, quantizer=code, guide_scales=[1, 2], linear_path=True
+        )
+    )
+    nested.quantizer.started.fill_(True)
+    nested.save_pretrained(tmp_path)
+    single = GuideTokenizer(
+        small_movq(stem="unshuffle", stem_factor=4, image_size=64, quantizer=code, linear_path=True)
+    ).eval()
+    start_from(single, tmp_path)
+    batch = images(2, 64, 96)
+    expected = nested.features(resize_area(batch, (32, 48)))
+    assert (single.features(batch) - expected).abs().max() / expected.abs().max() < 2e-6
+    assert not single.quantizer.started  # its codes are no residuals: k-means on its first batch makes them
+    with pytest.raises(HybridTokenizerError, match=r"stem='unshuffle' x2.*this tokenizer 'none'"):
+        start_from(GuideTokenizer(small_movq(quantizer=code, linear_path=True)), tmp_path)
+
+
 @pytest.mark.parametrize("factor", [2, 4])
 @torch.no_grad()
 def test_appended_levels_pool_the_trunk(base, factor):
