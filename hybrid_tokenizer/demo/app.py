@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, UploadFile
+from fastapi import FastAPI, File
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
@@ -64,10 +64,9 @@ def demo_app(room: Darkroom, access: Access, limits: Limits = LIMITS, most_waiti
         return bench.run(lambda: room.encode(photograph))
 
     @app.post("/api/encode")
-    def encode(file: Annotated[UploadFile, File()]) -> dict[str, Any]:
-        data = file.file.read(MOST_BYTES + 1)
+    def encode(file: Annotated[bytes, File()]) -> dict[str, Any]:
         # opened on the bench too: one picture in memory at a time, however many are sent
-        return bench.run(lambda: room.encode(read_upload(data)))
+        return bench.run(lambda: room.encode(read_upload(file)))
 
     @app.post("/api/decode")
     def decode(asked: Decoding) -> dict[str, Any]:

@@ -19,6 +19,9 @@ KINDS = {
     ".svg": "image/svg+xml",
 }
 
+SILENT = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""Nothing of what raters do goes to a collector, whatever the environment says."""
+
 
 class WebError(HybridTokenizerError):
     """An error with its own HTTP status; a plain HybridTokenizerError is 400."""
@@ -30,7 +33,7 @@ class WebError(HybridTokenizerError):
 
 def guarded_app(page: Path, limits: Limits, access: Access) -> FastAPI:
     """`page/index.html` at /, its other files and the shared ones under /static/; read once, so no path reaches the disk."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
     app.add_middleware(Guard, limits=limits, access=access)
     files = {path.name: path.read_bytes() for folder in (SHARED, page) for path in sorted(folder.iterdir())}
 
@@ -55,7 +58,8 @@ def _one_line(request: Request, error: Any) -> Response:
 
 
 def _plain(request: Request, error: Any) -> Response:
-    message = f"{error.detail}: {request.method} {request.url.path[:80]!r} is nothing here; open the first page"
+    where = f": {request.method} {request.url.path[:80]!r} is nothing here" if error.status_code in (404, 405) else ""
+    message = f"{error.detail}{where}; open the first page"
     return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
 
