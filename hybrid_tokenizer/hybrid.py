@@ -73,7 +73,12 @@ class HybridTokenizer:
         """
         parts = [state_hash(module, torch.float16) for module in self._modules.values()]
         config = self.diffusion.config
-        numbers = [[float(value) for value in values] for values in (config.latent_shift, config.latent_scale)]
+        settings = [
+            config.latent_shift,
+            config.latent_scale,
+            *([config.guide_residual] if config.guide_residual else []),
+        ]
+        numbers = [[float(value) for value in values] for values in settings]
         parts.append(json.dumps([config.prediction_type, *numbers]))  # a float's text is exact, as in config.json
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 

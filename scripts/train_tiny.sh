@@ -30,10 +30,13 @@ $PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,qu
   --output benchmarks/results/tiny/curves.png
 
 if [ -n "${SINGLE:-}" ]; then
-  train_guide guide_256 training.max_steps=900
-  train_guide guide_64 training.max_steps=900 guide.stem_factor=4
-  train_guide guide_16 training.max_steps=600 guide.stem_factor=8
-  train_guide guide_4 training.max_steps=600 guide.stem_factor=16
+  # from the nested guide: the same networks on the area-resized image; small guides have fewer codes than training tokens
+  train_guide guide_256 guide.init="$RUNS/guide/final" training.max_steps=400
+  train_guide guide_64 guide.init="$RUNS/guide/final" guide.stem_factor=4 training.max_steps=500 training.batch_size=16
+  train_guide guide_16 guide.init="$RUNS/guide/final" guide.stem_factor=8 training.max_steps=500 training.batch_size=32 \
+    guide.quantizer.codebook_size=8192
+  train_guide guide_4 guide.init="$RUNS/guide/final" guide.stem_factor=16 training.max_steps=500 training.batch_size=32 \
+    guide.quantizer.codebook_size=2048
   guides=()
   for name in 256 64 16 4; do guides+=("+guides.single_$name=$RUNS/guide_$name/final"); done
   $PYTHON scripts/eval_guide.py "+guides.nested=$RUNS/guide/final" "${guides[@]}" \

@@ -102,6 +102,8 @@ class PlainPipeline:
         def noise_of(latents: Tensor, timestep: Tensor) -> Tensor:
             inputs = torch.cat([latents, guide_latents], dim=1) if diffusion.config.guide_conditioning else latents
             output = diffusion.unet(inputs.to(dtype), timestep, encoder_hidden_states=embeds).sample.float()
+            alphas = down.alphas_cumprod[timestep].to(latents).expand(len(latents))
+            output = output + diffusion.linear_part(latents, guide_latents, alphas)
             if diffusion.config.prediction_type == "epsilon":
                 return output
             alpha = down.alphas_cumprod[timestep]

@@ -123,6 +123,9 @@ class DiffusionConfig:
     num_condition_tokens: int = 77
     guide_conditioning: bool = False
     """The U-Net also reads the guide's latents, as further input channels behind its own; zeros where there is no guide."""
+    guide_residual: list[float] | None = None
+    """Variance a channel of latents minus their guide's. With it the U-Net's output is added to that of the best linear
+    estimate from the guide (`ddim.linear_prediction`), for training from nothing; published U-Nets have none."""
     decode_defaults: DecodeOptions = field(default_factory=DecodeOptions)
 
     def __post_init__(self) -> None:
@@ -156,6 +159,14 @@ class DiffusionConfig:
                 raise HybridTokenizerError(
                     f"{name} has {len(values)} numbers, expected 1 or {self.latent_channels} (one a latent channel)"
                 )
+        residual = self.guide_residual
+        if residual is not None and not (
+            self.guide_conditioning and len(residual) == self.latent_channels and min(residual) > 0
+        ):
+            raise HybridTokenizerError(
+                f"guide_residual={residual} with guide_conditioning={self.guide_conditioning}; expected "
+                f"{self.latent_channels} numbers above 0 (one a latent channel) and a U-Net that reads guides, or none"
+            )
         if not all(value > 0 for value in self.latent_scale):
             raise HybridTokenizerError(f"latent_scale is {self.latent_scale}, expected numbers above 0")
 

@@ -200,6 +200,31 @@ def predict_original(
     raise unknown_prediction_type(prediction_type)
 
 
+def linear_prediction(
+    noisy: Float[Tensor, "b c h w"],
+    guide_latents: Float[Tensor, "b c h w"],
+    variance: Float[Tensor, "_ c 1 1"],
+    alphas: Float[Tensor, "b"],
+    prediction_type: str,
+) -> Float[Tensor, "b c h w"]:
+    """The model output that the best linear estimate of the clean latents stands for, a channel by itself.
+
+    The estimate takes clean latents for the guide's plus normal differences of `variance`: it moves from the guide towards
+    noisy / sqrt(a) by the share of the observed difference that is no noise. With a guide of zeros and variance 1 the v of
+    the estimate is 0, which is what a network that starts at zero says of a guide that is not there.
+    """
+    alphas = rearrange(alphas.to(noisy), "b -> b 1 1 1")
+    signal = alphas.sqrt()
+    trust = signal * variance / (alphas * variance + 1 - alphas)
+    clean = guide_latents + trust * (noisy - signal * guide_latents)
+    noise = (noisy - signal * clean) / (1 - alphas).sqrt()
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        return signal * noise - (1 - alphas).sqrt() * clean
+    raise unknown_prediction_type(prediction_type)
+
+
 def unknown_prediction_type(prediction_type: str) -> HybridTokenizerError:
     """The error of a prediction type that is neither epsilon nor v."""
     return HybridTokenizerError(

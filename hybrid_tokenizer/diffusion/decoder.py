@@ -17,6 +17,7 @@ from hybrid_tokenizer.diffusion.ddim import (
     Step,
     ddim_denoise,
     ddim_invert,
+    linear_prediction,
     num_partial_steps,
     predict_noise,
     q_sample,
@@ -92,6 +93,26 @@ class DiffusionDecoder(nn.Module):
         self.unet.register_to_config(in_channels=new.in_channels)
         unet = {**self.config.unet, "in_channels": new.in_channels}
         self.config = dataclasses.replace(self.config, unet=unet, guide_conditioning=True)
+
+    def set_guide_residual(self, variance: list[float]) -> None:
+        """Add the U-Net's output to the best linear estimate from now on, and start it at zero. For an untrained U-Net."""
+        self.config = dataclasses.replace(self.config, guide_residual=list(variance))
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def linear_part(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        guide_latents: Float[Tensor, "b c h w"] | None,
+        alphas: Float[Tensor, "b"],
+    ) -> Float[Tensor, "b c h w"] | float:
+        """What is added to the U-Net's output: 0 without `config.guide_residual`. A guide of zeros is none."""
+        if self.config.guide_residual is None or guide_latents is None:
+            return 0.0
+        given = guide_latents.abs().amax((1, 2, 3), keepdim=True) > 0
+        variance = torch.tensor(self.config.guide_residual, device=noisy.device).view(1, -1, 1, 1)
+        variance = torch.where(given, variance, torch.ones_like(variance))
+        return linear_prediction(noisy, guide_latents, variance, alphas, self.config.prediction_type)
 
     def fuse_lora(self, path: str | Path, scale: float = 1.0) -> None:
         """Add a LoRA to the U-Net for good, for example LCM-LoRA; then decode with sampler="lcm" and about 4 steps."""
@@ -260,6 +281,9 @@ class DiffusionDecoder(nn.Module):
         def predict(latents: Tensor, step: Step) -> Tensor:
             outputs = [call_unet(latents, *chunk, step) for chunk in zip(chunks, embeds, strict=True)]
             output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            if self.config.guide_residual is not None:
+                alphas = torch.full((len(latents),), step.noisier.alpha, device=self.device)
+                output = output + self.linear_part(latents, guide_latents, alphas)
             bar.update()
             return predict_noise(output, latents, step.noisier, self.config.prediction_type)
 

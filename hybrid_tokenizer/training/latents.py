@@ -38,6 +38,10 @@ class LatentStream(Dataset):
         self.latents, self.semantic_indices, self.captions, self.seed = latents, semantic_indices, list(captions), seed
         self.guide_latents = guide_latents
 
+    def guide_residual(self) -> Float[Tensor, "c"]:
+        """Variance a channel of the latents minus those of the whole guide."""
+        return (self.latents.float() - self.guide_latents[:, -1].float()).square().mean((0, 2, 3))
+
     def __getitem__(self, draw: int) -> dict[str, Any]:
         epoch, position = divmod(draw, len(self.latents))
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.latents))

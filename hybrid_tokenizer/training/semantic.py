@@ -23,7 +23,9 @@ from hybrid_tokenizer.training.objective import Judged, Objective
 from hybrid_tokenizer.training.text import BertTokens, CachedText, CLIPText, MiniLMText, mean_token_features, text_of
 from hybrid_tokenizer.training.weights import QFORMER, ContrastiveWeights, QuantizeStage
 
-TEACHER_SIZE = 192  # EfficientNet-lite's last stage has stride 32: 6 x 6 positions; at 256 px the teacher takes half of a step
+TEACHER_SIZE = (
+    192  # EfficientNet-lite's last stage has stride 32: 6 x 6 positions; at 256 px the teacher takes half of a step
+)
 TEACHER_WIDTH = 320
 SENTENCE_TEMPERATURE = 0.05
 

@@ -80,6 +80,11 @@ class UNetObjective(Objective):
         stream = cache_latents(
             output_dir / "cache", items, data.crop, views, seed, self.decoder[0], semantic, guide, bf16
         )
+        decoder = self.decoder[0]
+        if self.weights.linear_path and decoder.config.guide_residual is None:
+            if stream.guide_latents is None:
+                raise HybridTokenizerError("unet.linear_path=true starts from the guide; give guide_folder")
+            decoder.set_guide_residual(stream.guide_residual().tolist())
         return stream, validation_batches(held, data.image_size, training)
 
     def denoise(
@@ -95,14 +100,13 @@ class UNetObjective(Objective):
         noisy = q_sample(latents, noise, levels)
         inputs = noisy if guide_latents is None else torch.cat([noisy, guide_latents], dim=1)
         predicted = self.model(inputs, timesteps, encoder_hidden_states=condition).sample.float()
+        predicted = predicted + self.decoder[0].linear_part(noisy, guide_latents, levels)
         prediction_type = self.decoder[0].config.prediction_type
         target = training_target(latents, noise, levels, prediction_type)
         error = (predicted - target).square().mean((1, 2, 3))
         return error, predict_original(predicted, noisy, levels, prediction_type)
 
-    def perceptual(
-        self, latents: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, ""]:
+    def perceptual(self, latents: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
         """Feature distance of the decoded windows; the VAE takes no gradient, its input does."""
         side = min(self.weights.perceptual_window, *latents.shape[-2:])
         top, left = (int(torch.randint(whole - side + 1, ())) for whole in latents.shape[-2:])

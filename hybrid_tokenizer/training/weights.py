@@ -60,6 +60,7 @@ class UNetLossWeights:
     `perceptual` weighs the feature distance between what the predicted and the true latents decode to, on one window of
     `perceptual_window` latents a side; noise prediction alone is content with a blur. Timesteps are
     1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
+    `linear_path` lets an untrained U-Net start from the best linear estimate (`DiffusionConfig.guide_residual`).
     """
 
     null_share: float = 0.1
@@ -70,6 +71,7 @@ class UNetLossWeights:
     perceptual: float = 0.0
     perceptual_window: int = 16
     timestep_power: float = 1.0
+    linear_path: bool = False
 
     def __post_init__(self) -> None:
         for name in ("null_share", "semantic_share", "guide_dropout", "prefix_dropout"):

@@ -13,6 +13,7 @@ from hybrid_tokenizer.diffusion.ddim import (
     ddim_step,
     ddim_step_with_noise,
     leading_steps,
+    linear_prediction,
     noise_levels,
     num_partial_steps,
     predict_noise,
@@ -299,6 +300,26 @@ def test_training_pair_equals_diffusers_and_converts_back(prediction_type):
         torch.testing.assert_close(recovered, noise[i : i + 1], atol=1e-5, rtol=1e-5)
     # fp32 loses what noise of 0.9953 of the power leaves of the image: 1e-7 / 0.0047 ** 0.5 and some operations
     torch.testing.assert_close(predict_original(target, noisy, alphas, prediction_type), latents, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_linear_estimate_is_the_best_one_where_latents_are_the_guide_plus_noise(prediction_type):
+    """Where clean latents are the guide plus normal differences, no multiple of the observed difference does better."""
+    generator = torch.Generator().manual_seed(0)
+    guide = torch.randn(64, 2, 16, 16, generator=generator)
+    variance = torch.tensor([0.3, 0.02]).view(1, 2, 1, 1)
+    clean = guide + variance.sqrt() * torch.randn(guide.shape, generator=generator)
+    alphas = torch.linspace(0.05, 0.99, 64)
+    noisy = q_sample(clean, torch.randn(guide.shape, generator=generator), alphas)
+    output = linear_prediction(noisy, guide, variance, alphas, prediction_type)
+    estimate = predict_original(output, noisy, alphas, prediction_type)
+    observed = noisy - alphas.sqrt().view(-1, 1, 1, 1) * guide
+    error = (estimate - clean).square().mean((0, 2, 3))
+    assert (error < variance.flatten()).all()  # the guide alone
+    for step in (0.05, -0.05):
+        assert (error < (estimate + step * observed - clean).square().mean((0, 2, 3))).all()
+    nothing = linear_prediction(noisy, torch.zeros_like(guide), torch.ones_like(variance), alphas, "v_prediction")
+    assert nothing.abs().max() < 1e-4
 
 
 # refusals

@@ -85,6 +85,7 @@ def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
     options = (
         "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"semantic_folder={semantic_folder}",
         f"guide_folder={tmp_path / 'guide'}", "training.max_steps=3", f"output_dir={tmp_path / 'unet'}",
+        "unet.linear_path=true", "unet.perceptual=0.01",
     )  # fmt: skip
     error, stdout, stderr = script(*options, "training.max_minutes=1e-9")
     assert error is None and said(stdout)[0] == "starting from step 0" and "guides" in stderr, stderr
@@ -92,6 +93,7 @@ def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
     assert error is None and said(stdout) == ["resumed from step 1", "finished at step 3"] and "guides" not in stderr
     decoder = DiffusionDecoder.from_pretrained(tmp_path / "unet" / "final")
     assert decoder.config.guide_conditioning and decoder.unet.config.in_channels == 32
+    assert len(decoder.config.guide_residual) == 16 and min(decoder.config.guide_residual) > 0
     assert decoder.unet.conv_in.weight[:, 16:].abs().max() > 0, "the guide's weights start at zero and have moved"
     rows = [json.loads(line) for line in (tmp_path / "unet" / "metrics.jsonl").read_text().splitlines()]
     judged = {name for row in rows for name in row if name.startswith("val_")}
