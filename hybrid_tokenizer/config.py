@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from hybrid_tokenizer.alignment.config import EvalAlignmentConfig, TrainProbeConfig
 from hybrid_tokenizer.benchmarking.config import BenchmarkConfig
 from hybrid_tokenizer.correction.config import EvalCorrectionConfig
 from hybrid_tokenizer.data.config import DataConfig
@@ -153,6 +154,8 @@ SCHEMAS: dict[str, Any] = {
     "make_figures_schema": FiguresConfig,
     "eval_correction_schema": EvalCorrectionConfig,
     "eval_guide_schema": EvalGuideConfig,
+    "eval_alignment_schema": EvalAlignmentConfig,
+    "train_probe_schema": TrainProbeConfig,
 }
 
 

@@ -1,4 +1,4 @@
-"""What the paper's Table 2 says of a row, beside what was measured."""
+"""What the paper's Tables 2 and 3 say of a row, beside what was measured."""
 
 from typing import Any
 
@@ -12,6 +12,13 @@ TABLE_2 = {  # SSIM, PSNR; the SSIM column fits `ssim_paper_compat`, not the sta
     "hybrid": (0.33, 23.23),
 }
 """Of "Balancing Token Efficiency and Structural Accuracy ...", by this package's names. Which checkpoints it ran is not said."""
+TABLE_3 = {  # ImageReward, PickScore, HPSv2, as printed
+    "seed": (27.32, 0.35, 18.65),
+    "lavit": (38.54, 0.20, 21.47),
+    "hybrid": (43.28, 0.45, 24.32),
+}
+"""5,000 pairs of COCO; which ones, and the units, are not said. PickScore's column adds up to 1: a share of preferences.
+ImageReward is a z-score and HPSv2 a cosine, so both columns seem to be a hundred times the mean."""
 TOLERANCE = 0.1
 
 
@@ -32,3 +39,9 @@ def published_values(row: dict[str, Any]) -> dict[str, Any]:
         if measured is not None and abs(measured - told) > TOLERANCE * told
     ]
     return {key: told for key, (told, _) in pairs.items()} | {"published_differs": differs}
+
+
+def published_alignment(method: str) -> dict[str, float]:
+    """`published_image_reward`, `published_pickscore_share` and `published_hps_v2` of a row of Table 3, else nothing."""
+    columns = ("published_image_reward", "published_pickscore_share", "published_hps_v2")
+    return dict(zip(columns, TABLE_3[method], strict=True)) if method in TABLE_3 else {}

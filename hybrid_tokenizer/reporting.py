@@ -33,12 +33,24 @@ COLUMNS = {  # key of a row -> heading, digits after the point; keys that are no
     "kid": ("KID ↓", 4),
     "published_psnr": ("PSNR, the paper's", 2),
     "published_ssim": ("SSIM, the paper's", 3),
+    "pickscore": ("PickScore ↑", 2),
+    "image_reward": ("ImageReward ↑", 3),
+    "hps_v2": ("HPSv2 ↑", 4),
+    "hps_v21": ("HPSv2.1 ↑", 4),
+    "clip_score": ("CLIPScore ↑", 4),
+    "probe_score": ("probe score ↑", 4),
+    "win_rate": ("win rate ↑", 3),
+    "best_share": ("best share ↑", 3),
+    "pickscore_share": ("PickScore share ↑", 3),
+    "published_image_reward": ("ImageReward, the paper's", 2),
+    "published_pickscore_share": ("PickScore, the paper's", 2),
+    "published_hps_v2": ("HPSv2, the paper's", 2),
     "num_tokens": ("tokens", 0),
     "bits": ("bits", 0),
     "seconds_per_image": ("s/image", 3),
     "n": ("n", 0),
 }
-COMPARED = ("psnr", "ssim", "effnet_lite2_distance", "haarpsi")
+COMPARED = ("psnr", "ssim", "effnet_lite2_distance", "haarpsi", "pickscore", "image_reward", "hps_v2", "hps_v21", "clip_score", "probe_score")  # fmt: skip
 """Paired differences that the Markdown shows; recon.json has all of them."""
 MISSING = "–"
 FLAG = " ≠"

@@ -1,0 +1,91 @@
+"""`probe_score`: an offline text-image score. A small network reads pooled features of a shipped network and lands where a
+sentence encoder puts the caption. It is no preference model, and its values compare with those of nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from hybrid_tokenizer.checkpoints.files import load_strict, load_tensors, read_json
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import check_range, from_uint8, full_resolution_chunk, in_chunks, resize_bicubic, to_uint8
+from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+
+PROBE_WEIGHTS, PROBE_FACTS = "probe.safetensors", "probe.json"
+NETWORK, SIDE = "lite0", 224
+TEXT_WIDTH = 384
+
+
+@runtime_checkable
+class SentenceEncoder(Protocol):
+    """Captions to unit vectors."""
+
+    def sentence_features(self, captions: Sequence[str]) -> Float[Tensor, "b d"]: ...
+
+
+class Probe(nn.Module):
+    """Standardised features to a unit vector beside the caption's."""
+
+    def __init__(self, num_features: int, hidden_width: int, dropout: float = 0.0):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("deviation", torch.ones(num_features))
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(num_features, hidden_width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_width, TEXT_WIDTH),
+        )
+
+    def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
+        """Unit length."""
+        return F.normalize(self.layers((features - self.mean) / self.deviation), dim=-1)
+
+
+class ProbeScore(nn.Module):
+    """The cosine of the probe's vector and the caption's, in [-1, 1]."""
+
+    name = "probe_score"
+
+    def __init__(self, probe: Probe, text: SentenceEncoder):
+        super().__init__()
+        self.probe, self.text = probe, text
+        self.network = EfficientNetDistance(NETWORK)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]) -> Float64[Tensor, "b"]:
+        """A value an image; rounded to 8 bits first."""
+        check_range(images)
+        vectors = self.probe(pooled_features(self.network, from_uint8(to_uint8(images))))
+        return (vectors * self.text.sentence_features(list(captions))).sum(-1).double()
+
+
+@torch.no_grad()
+def pooled_features(network: EfficientNetDistance, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
+    """Mean and deviation over positions of each channel of the five stages, of the picture at 224 x 224."""
+
+    def pool(chunk: Float[Tensor, "c 3 s s"]) -> Float[Tensor, "c f"]:
+        stages = network.features(chunk)
+        return torch.cat([part for stage in stages for part in (stage.mean((2, 3)), stage.std((2, 3)))], dim=1)
+
+    return in_chunks(pool, resize_bicubic(images, (SIDE, SIDE)), full_resolution_chunk(images.device))
+
+
+def load_probe(folder: Path, text: SentenceEncoder) -> ProbeScore:
+    """What scripts/train_probe.py wrote; `text` is the encoder it was trained beside."""
+    facts = read_json(folder / PROBE_FACTS)
+    try:
+        probe = Probe(facts["num_features"], facts["hidden_width"])
+    except (KeyError, TypeError):
+        raise HybridTokenizerError(
+            f"{folder / PROBE_FACTS} is not of a probe; give a folder that scripts/train_probe.py wrote"
+        ) from None
+    weights = {key: value.float() for key, value in load_tensors(folder / PROBE_WEIGHTS).items()}
+    load_strict(probe, weights, str(folder / PROBE_WEIGHTS))
+    return ProbeScore(probe, text)
