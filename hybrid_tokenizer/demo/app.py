@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from hybrid_tokenizer.data.samples import sample_photographs
-from hybrid_tokenizer.demo.pictures import Darkroom, Part
+from hybrid_tokenizer.demo.pictures import MOST_STEPS, Darkroom, Part
 from hybrid_tokenizer.demo.uploads import MOST_BYTES, read_upload
 from hybrid_tokenizer.images import fit_square
 from hybrid_tokenizer.web.guard import Access, Limits
@@ -29,7 +29,7 @@ class Decoding(BaseModel):
     ids: list[StrictInt] = Field(min_length=1, max_length=20_000)
     part: Part
     strength: float = Field(ge=0, le=1)
-    steps: int = Field(ge=1, le=100)
+    steps: int = Field(ge=1, le=MOST_STEPS)
     guidance: float = Field(ge=1, le=15)
 
 

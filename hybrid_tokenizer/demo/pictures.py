@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from hybrid_tokenizer.diffusion.scheduler import VALID_NUM_INFERENCE_STEPS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import fit_square, from_pil, resize_bicubic, to_pil
@@ -17,6 +18,7 @@ from hybrid_tokenizer.tokens import HybridTokens
 
 Part = Literal["guide", "semantic", "hybrid"]
 MOST_ID = 2**40
+MOST_STEPS = 100
 
 
 class Darkroom:
@@ -40,6 +42,7 @@ class Darkroom:
             "last_id": vocabulary.size - 1,
             "strength": defaults.strength,
             "steps": defaults.num_inference_steps,
+            "step_choices": [steps for steps in sorted(VALID_NUM_INFERENCE_STEPS) if steps <= MOST_STEPS],
             "guidance": defaults.guidance_scale,
         }
 

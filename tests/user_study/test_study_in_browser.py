@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from browsers import DESKTOP, PHONE, browser, page_of, require_browser
-from small_study import METHODS, ROOT, RunningServer, write_small_study
+from running import ROOT, RunningServer
+from small_study import METHODS, write_small_study
 
 from hybrid_tokenizer.user_study.study import VOTES_NAME
 from hybrid_tokenizer.user_study.votes import Votes
@@ -53,7 +54,9 @@ class Rater:
                 await self.page.keyboard.press("abc"[index])
                 await self.page.keyboard.press(str(places[name]))
             else:
-                button = self.page.locator(".card:not(.original)").nth(index).locator(".places button").nth(places[name] - 1)
+                button = (
+                    self.page.locator(".card:not(.original)").nth(index).locator(".places button").nth(places[name] - 1)
+                )
                 await (button.tap() if self.way == "finger" else button.click())
         if self.way == "keyboard":
             await self.page.keyboard.press("Enter")

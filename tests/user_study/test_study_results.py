@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from small_study import METHODS, ROOT, write_small_study
+from running import ROOT
+from small_study import METHODS, write_small_study
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.user_study.results import results, write_results

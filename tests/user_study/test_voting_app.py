@@ -5,7 +5,8 @@ import sqlite3
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
-from small_study import METHODS, ROOT, RunningServer, write_small_study
+from running import ROOT, RunningServer
+from small_study import METHODS, write_small_study
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.user_study.app import LIMITS, voting_app

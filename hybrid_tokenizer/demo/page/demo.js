@@ -45,6 +45,9 @@ function clear(id) {
   at(id).getContext("2d").clearRect(0, 0, at(id).width, at(id).height);
 }
 
+// Not every number of steps divides the schedule: the slider moves over those that do.
+const steps = () => facts.step_choices[Number(at("steps").value)];
+
 // <img>, 32 semantic ids, the first grids of the guide, </img>
 function prefix() {
   const length = facts.sequence_lengths[Number(at("budget").value) - 1];
@@ -54,8 +57,9 @@ function prefix() {
 function label() {
   const length = facts.sequence_lengths[Number(at("budget").value) - 1];
   const guide = length - NUM_SEMANTIC - 2;
-  at("budget-value").textContent = `${guide} (+ ${NUM_SEMANTIC} semantic)`;
-  for (const name of ["strength", "steps", "guidance"]) at(`${name}-value`).textContent = at(name).value;
+  at("budget-value").textContent = guide;
+  at("steps-value").textContent = steps();
+  for (const name of ["strength", "guidance"]) at(`${name}-value`).textContent = at(name).value;
   const bytes = Math.ceil((NUM_SEMANTIC * facts.semantic_bits + guide * facts.guide_bits) / 8);
   at("hybrid-note").textContent = `${guide + NUM_SEMANTIC} tokens, ${bytes} bytes`;
   at("guide-note").textContent = `${guide} tokens`;
@@ -98,7 +102,7 @@ async function render() {
   const mine = ++round;
   label();
   showIds();
-  const options = { strength: Number(at("strength").value), steps: Number(at("steps").value), guidance: Number(at("guidance").value) };
+  const options = { strength: Number(at("strength").value), steps: steps(), guidance: Number(at("guidance").value) };
   const shown = prefix();
   const keys = {
     guide: JSON.stringify(shown),
@@ -171,7 +175,9 @@ async function open() {
   at("name").textContent = `${facts.name}, ${facts.side} px`;
   at("budget").max = facts.sequence_lengths.length;
   at("budget").value = facts.sequence_lengths.length;
-  for (const name of ["strength", "steps", "guidance"]) at(name).value = facts[name];
+  for (const name of ["strength", "guidance"]) at(name).value = facts[name];
+  at("steps").max = facts.step_choices.length - 1;
+  at("steps").value = facts.step_choices.findLastIndex((choice) => choice <= facts.steps);
   label();
   for (const name of facts.samples) {
     const button = Object.assign(document.createElement("button"), { type: "button", title: name });

@@ -220,6 +220,7 @@ at("return").addEventListener("submit", (event) => {
   open();
 });
 at("leave").addEventListener("click", () => {
+  if (!confirm(`Only the code ${localStorage.getItem(CODE)} brings you back to your votes. Have you written it down?`)) return;
   localStorage.removeItem(CODE);
   at("code").value = "";
   tell("");
