@@ -41,7 +41,7 @@ TINY_UNET: dict[str, Any] = {
     "out_channels": 16,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [64, 128, 192],
+    "block_out_channels": [48, 96, 144],
     "layers_per_block": 1,
     "cross_attention_dim": 384,
     "attention_head_dim": 4,
