@@ -93,7 +93,8 @@ def to_markdown(report: dict[str, Any]) -> str:
     ]
     if any(row["published_score"] is not None for row in report["rows"]):
         lines.append(
-            "The paper's scores are of SEED, LaVIT and its own model, ranked by 15 volunteers on 25 sets of ImageNet."
+            "The paper's scores are of SEED, LaVIT and its own model, ranked by 15 volunteers on 25 sets of ImageNet; "
+            "a score depends on what it was ranked against."
         )
     return "\n".join(lines) + "\n"
 
@@ -120,7 +121,15 @@ def draw(report: dict[str, Any]) -> "Figure":
     scores.set_xlabel("average score")
     entries = dict(zip(*reversed(scores.get_legend_handles_labels()), strict=True))
     if entries:
-        scores.legend(entries.values(), entries.keys(), fontsize=7, loc="lower left")
+        scores.legend(
+            entries.values(),
+            entries.keys(),
+            fontsize=7,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+            frameon=False,
+        )
     table = np.full((len(rows), len(rows)), np.nan)
     for pair in report["pairs"]:
         table[methods.index(pair["method"]), methods.index(pair["other"])] = pair["win_rate"]

@@ -28,7 +28,8 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-COOKIE = "access"
+COOKIE = "access_{port}"
+"""Browsers keep one jar for all ports of a host, where a study and the demo may both be open."""
 CODE_HEADER = "x-participant"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DRAIN = 8
@@ -134,13 +135,14 @@ class Guard:
     @staticmethod
     def _check_token(scope: Any, headers: dict[str, str], token: str) -> None:
         """The link's token becomes a cookie, and leaves the address, so that reloads work and no screenshot shows it."""
+        cookie_name = COOKIE.format(port=scope["server"][1])
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if hmac.compare_digest(given.encode(), token.encode()):
             # Lax and not Strict: Strict is not sent on the redirect of somebody who clicked the link in a mail
-            cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Lax; Path=/; Max-Age=2592000"
+            cookie = f"{cookie_name}={token}; HttpOnly; SameSite=Lax; Path=/; Max-Age=2592000"
             raise Refused(303, "go on without the token", location=scope["path"], set_cookie=cookie)
         try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            morsel = SimpleCookie(headers.get("cookie", "")).get(cookie_name)
         except CookieError:
             morsel = None
         if morsel is None or not hmac.compare_digest(morsel.value.encode(), token.encode()):

@@ -68,7 +68,7 @@ def test_open_to_others_needs_the_token(tmp_path):
     client = client_of(tmp_path, access=access, host="study.example")
     assert client.get("/").status_code == 403
     assert client.get("/?token=wrong").status_code == 403
-    assert client.get("/", headers={"cookie": "access=wrong"}).status_code == 403
+    assert client.get("/", headers={"cookie": "access_8000=wrong"}).status_code == 403
     entered = client.get("/?token=right")
     assert entered.status_code == 303 and entered.headers["location"] == "/"
     assert "HttpOnly" in entered.headers["set-cookie"] and "SameSite=Lax" in entered.headers["set-cookie"]
