@@ -1,13 +1,13 @@
 """A study on disk: which picture is which method's. Raters see opaque names only, in an order of their own."""
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hybrid_tokenizer.checkpoints.files import read_json, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 STUDY_NAME, VOTES_NAME, IMAGES_NAME = "study.json", "votes.sqlite", "images"
@@ -62,14 +62,24 @@ def picture_path(folder: Path, name: str) -> Path:
 
 def write_study(folder: Path, study: Study, provenance: dict[str, Any]) -> None:
     """study.json, last: a folder that has it is whole."""
+    from hybrid_tokenizer.checkpoints.files import write_json  # brings torch, which the server does without
+
     write_json(folder / STUDY_NAME, {"format": FORMAT, **asdict(study), "provenance": provenance})
 
 
 def read_study(folder: Path) -> Study:
     """Of a folder that `prepare` wrote."""
-    entries = read_json(folder / STUDY_NAME)
+    path = folder / STUDY_NAME
+    try:
+        entries = json.loads(path.read_bytes())
+    except OSError as error:
+        raise HybridTokenizerError(
+            f"{path} can not be read ({error.strerror}); give a folder that prepare made"
+        ) from None
+    except ValueError:
+        entries = None
     if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
-        raise HybridTokenizerError(f"{folder / STUDY_NAME} is no {FORMAT!r}; prepare the study with this version")
+        raise HybridTokenizerError(f"{path} is no {FORMAT!r}; prepare the study with this version")
     entries.pop("provenance", None)
     sets = tuple(StudySet(**one) for one in entries.pop("sets"))
     return Study(**entries | {"sets": sets, "methods": tuple(entries["methods"])})

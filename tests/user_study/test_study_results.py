@@ -90,7 +90,8 @@ def test_files_of_the_results(tmp_path, study):
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "said"), [("results", "study", "serve the study first"), ("serve", "none", "does not exist")]
+    ("command", "name", "said"),
+    [("results", "study", "serve the study first"), ("serve", "none", "give a folder that prepare made")],
 )
 def test_errors_are_one_line(tmp_path, study, monkeypatch, command, name, said):
     script = str(ROOT / "scripts" / "user_study.py")

@@ -1,6 +1,8 @@
 """The voting app over HTTP: blind, in an order of one's own, each vote once, and nothing for those who cheat."""
 
 import sqlite3
+import subprocess
+import sys
 
 import httpx2
 import pytest
@@ -178,3 +180,9 @@ def test_a_killed_server_lost_nothing_that_it_called_saved(tmp_path):
                 break
     votes = Votes(folder / VOTES_NAME, read_study(folder).id)
     assert votes.of(code) == saved and len(saved) == 13
+
+
+def test_the_server_needs_no_torch():
+    code = "import sys, hybrid_tokenizer.user_study.app, hybrid_tokenizer.web.serving; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
