@@ -78,9 +78,9 @@ class TrainProbeConfig:
     output_dir: str = "outputs/probe"
     cache_dir: str = "outputs/probe_features"
     hidden_width: int = 512
-    steps: int = 1500
-    batch_size: int = 512
-    learning_rate: float = 1e-3
+    steps: int = 500
+    batch_size: int = 256
+    learning_rate: float = 3e-3
     weight_decay: float = 0.05
     dropout: float = 0.5
     seed: int = 0
