@@ -21,9 +21,9 @@ async def pictures(page):
 
 
 async def change(page, slider, value):
-    """The page says so at once, and its pictures follow."""
+    """The page stops saying that it is ready at once, and its pictures follow."""
     await page.locator(f"#{slider}").fill(str(value))
-    await page.locator("figure.old").first.wait_for(state="attached")
+    assert "Ready" not in await page.locator("#status").inner_text()
 
 
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])

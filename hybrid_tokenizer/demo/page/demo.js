@@ -74,6 +74,7 @@ function showIds() {
 }
 
 async function begin(work, note) {
+  clearTimeout(timer);
   const mine = ++round;
   tell("Encoding …");
   try {
@@ -94,11 +95,14 @@ function later() {
   label();
   if (!ids) return;
   showIds();
+  round++; // what is on its way was asked for before this
+  tell("Decoding …");
   clearTimeout(timer);
   timer = setTimeout(render, WAIT_MS);
 }
 
 async function render() {
+  clearTimeout(timer);
   const mine = ++round;
   label();
   showIds();
