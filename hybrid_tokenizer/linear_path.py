@@ -43,6 +43,43 @@ class LinearPath(nn.Module):
             return F.conv_transpose2d(coefficients, self.basis, stride=self.block)
 
 
+class CosineScale(nn.Module):
+    """Between cosine coefficients of blocks, and those of blocks `factor` times as wide that hold factor x factor of them.
+
+    A coarse code so says as much of its block as a fine one of its own; means over fine coefficients would say nothing
+    beyond the mean colour. A grid that `factor` does not divide is resized to the nearest that it does, and back.
+    """
+
+    def __init__(self, dims: int, block: int, factor: int):
+        super().__init__()
+        self.factor = factor
+        fine, coarse = dct_basis(dims, block), dct_basis(dims, factor * block)
+        cells = rearrange(coarse, "k c (i y) (j x) -> k c i y j x", y=block, x=block)
+        kernel = torch.einsum("kciyjx,dcyx->kdij", cells, fine)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def down(self, features: Float[Tensor, "b h w d"], size: tuple[int, int]) -> Float[Tensor, "b _ _ d"]:
+        """Coefficients of the `size` = (height, width) wide blocks."""
+        planes = resize_planes(rearrange(features, "b h w d -> b d h w"), [self.factor * side for side in size])
+        with full_precision(features.device):
+            coarse = F.conv2d(planes, self.kernel.to(planes.dtype), stride=self.factor) / self.factor
+        return rearrange(coarse, "b d h w -> b h w d")
+
+    def up(self, features: Float[Tensor, "b h w d"], size: tuple[int, int]) -> Float[Tensor, "b _ _ d"]:
+        """What wide blocks alone say of the `size` blocks inside them; `down` of it gives them back up to high frequencies."""
+        planes = rearrange(features, "b h w d -> b d h w")
+        with full_precision(features.device):
+            fine = F.conv_transpose2d(planes, self.kernel.to(planes.dtype), stride=self.factor) * self.factor
+        return rearrange(resize_planes(fine, list(size)), "b d h w -> b h w d")
+
+
+def resize_planes(planes: Float[Tensor, "b d h w"], size: list[int]) -> Float[Tensor, "b d _ _"]:
+    """Bilinear, and nothing where the size is right."""
+    if list(planes.shape[-2:]) == size:
+        return planes
+    return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """No autocast; the meta device has none to switch off, and refuses to be asked."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -10,6 +10,7 @@ from hybrid_tokenizer.quantizers import QuantizerConfig
 
 STEMS = ("none", "residual_front", "unshuffle", "appended")
 NESTED_KINDS = ("vq", "ema", "simvq")  # the others' codes have a fixed length and can not follow a shrinking residual
+SCALE_INTERPOLATIONS = ("bicubic", "bilinear", "cosine")
 PAPER_GUIDE_SIZES = (128, 64, 32, 16)
 
 
@@ -23,6 +24,8 @@ class GuideConfig:
     `image_size` is the training size and the default; any size with multiples of `downsample_factor` works.
     `linear_path` adds the networks to a transform code of the resized image (`linear_path.py`), for training from
     nothing, and `refiner_blocks` of `refiner_channels` work on the guide image; published weights have neither.
+    `scale_interpolation` brings a coarse scale's codes to the full grid: smoothly, each code being a mean (VAR), or
+    `cosine`, each being the coefficients of a wider block (`linear_path.CosineScale`).
     """
 
     image_size: int = 256
@@ -78,9 +81,18 @@ class GuideConfig:
                 f"image_size={self.image_size} must be a multiple of {self.downsample_factor}, "
                 f"e.g. {nearest_multiple(self.image_size, self.downsample_factor)}"
             )
-        if self.scale_interpolation not in ("bicubic", "bilinear"):
+        if self.scale_interpolation not in SCALE_INTERPOLATIONS:
             raise HybridTokenizerError(
-                f"scale_interpolation={self.scale_interpolation!r} is unknown; use 'bicubic' or 'bilinear'"
+                f"scale_interpolation={self.scale_interpolation!r} is unknown; use one of {', '.join(SCALE_INTERPOLATIONS)}"
+            )
+        if self.scale_interpolation == "cosine" and not (
+            self.linear_path
+            and self.guide_scales
+            and all(self.guide_scales[-1] % scale == 0 for scale in self.guide_scales)
+        ):
+            raise HybridTokenizerError(
+                f"scale_interpolation='cosine' with linear_path={self.linear_path} and guide_scales={self.guide_scales}: it is "
+                "for a nested guide on the linear path whose scales divide the last one; use 'bicubic'"
             )
         if not 0 <= self.prefix_dropout <= 1:
             raise HybridTokenizerError(f"prefix_dropout={self.prefix_dropout} must be a probability in [0, 1]")
@@ -188,6 +200,7 @@ class GuideConfig:
             # the commitment of the VQ-VAE paper: at 1 the features follow the codes and stop moving
             quantizer=QuantizerConfig(kind="ema", codebook_size=16384, codebook_dim=8, commitment_weight=0.25),
             guide_scales=[2, 4, 8, 16] if nested else None,
+            scale_interpolation="cosine" if nested else "bicubic",
         )
 
     @classmethod

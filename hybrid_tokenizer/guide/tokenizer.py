@@ -17,7 +17,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.guide.refiner import Refiner
 from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_area
-from hybrid_tokenizer.linear_path import LinearPath
+from hybrid_tokenizer.linear_path import CosineScale, LinearPath
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
 
@@ -94,6 +94,12 @@ class GuideTokenizer(nn.Module):
             for last in (self.quant_conv, self.decoder.conv_out):  # at step 0 the networks add nothing
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
+        self.cosine_scales: nn.ModuleList | None = None
+        if config.scale_interpolation == "cosine":
+            factors = [config.guide_scales[-1] // scale for scale in config.guide_scales]
+            self.cosine_scales = nn.ModuleList(
+                CosineScale(config.quantizer.codebook_dim, config.upsample_factor, factor) for factor in factors
+            )
 
     @property
     def downsample_factor(self) -> int:
@@ -201,18 +207,34 @@ class GuideTokenizer(nn.Module):
                 f"guide grids {given} are not the first scales {sizes} of a {grid_size[0]}x{grid_size[1]} grid; "
                 "pass grid_size=(h, w) of the full grid"
             )
-        total = sum(self._to_full_grid(self.quantizer.codes(grid), grid_size) for grid in grids)
+        total = sum(self._to_full_grid(self.quantizer.codes(grid), grid_size, i) for i, grid in enumerate(grids))
         return self._decode_in_chunks(total)
 
     def _decode_in_chunks(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
         return in_chunks(self.decode_quantized, quantized, full_resolution_chunk(quantized.device))
 
-    def _to_full_grid(self, codes: Float[Tensor, "b _ _ d"], size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
+    def _to_full_grid(
+        self, codes: Float[Tensor, "b _ _ d"], size: tuple[int, int], scale: int
+    ) -> Float[Tensor, "b h w d"]:
+        """Codes of the scale of that number as features of the full grid."""
         if tuple(codes.shape[1:3]) == tuple(size):
             return codes
+        if self.cosine_scales is not None:
+            return self.cosine_scales[scale].up(codes, size)
         planes = rearrange(codes, "b h w d -> b d h w")
         resized = F.interpolate(planes, size=size, mode=self.config.scale_interpolation, align_corners=False)
         return rearrange(resized, "b d h w -> b h w d")
+
+    def _to_scale(
+        self, features: Float[Tensor, "b h w d"], size: tuple[int, int], scale: int
+    ) -> Float[Tensor, "b _ _ d"]:
+        """What the scale of that number quantizes of features of the full grid; the features themselves at full size."""
+        if tuple(features.shape[1:3]) == size:
+            return features
+        if self.cosine_scales is not None:
+            return self.cosine_scales[scale].down(features, size)
+        planes = F.interpolate(rearrange(features, "b h w d -> b d h w"), size=size, mode="area")
+        return rearrange(planes, "b d h w -> b h w d")
 
     def _residual_scales(
         self, features: Float[Tensor, "b h w d"]
@@ -224,11 +246,10 @@ class GuideTokenizer(nn.Module):
         size = (features.shape[1], features.shape[2])
         subtracted = torch.zeros_like(features)
         scales = []
-        for scale_size in self.config.scale_sizes(size):
-            residual = features - subtracted
-            residual = area_grid(residual, scale_size)
+        for scale, scale_size in enumerate(self.config.scale_sizes(size)):
+            residual = self._to_scale(features - subtracted, scale_size, scale)
             codes, indices = self.quantizer.lookup(residual.detach())
-            subtracted = subtracted + self._to_full_grid(codes.detach(), size)
+            subtracted = subtracted + self._to_full_grid(codes.detach(), size, scale)
             scales.append((residual, indices))
         return scales
 
@@ -248,12 +269,12 @@ class GuideTokenizer(nn.Module):
         grids = []
         for scale, residual in enumerate(inputs):
             height, width = residual.shape[1:3]
-            up = self._to_full_grid(rearrange(codes[scale], "b (h w) d -> b h w d", h=height), size)
+            up = self._to_full_grid(rearrange(codes[scale], "b (h w) d -> b h w d", h=height), size, scale)
             total = total + up * (kept > scale).to(up.dtype)[:, None, None, None]
             grids.append(indices[scale].reshape(batch, height, width))
             if scale + 1 < len(inputs):
                 # what a shortened code can carry; the gradient of what it can not would let the features grow without end
-                coarse = self._to_full_grid(area_grid(features, (height, width)), size)
+                coarse = self._to_full_grid(self._to_scale(features, (height, width), scale), size, scale)
                 carrier = torch.where((kept == scale + 1)[:, None, None, None], coarse, carrier)
         quantized = carrier + (total - carrier).detach()
         return flat._replace(quantized=quantized, indices=grids[-1]), tuple(grids)
@@ -274,14 +295,6 @@ class GuideTokenizer(nn.Module):
 def block_types(levels: int, attention: Sequence[int], plain: str) -> tuple[str, ...]:
     """diffusers' block names, high resolution first."""
     return tuple(f"Attn{plain}" if level in attention else plain for level in range(levels))
-
-
-def area_grid(features: Float[Tensor, "b h w d"], size: tuple[int, int]) -> Float[Tensor, "b _ _ d"]:
-    """The mean over each cell of a coarser grid; the grid itself at its own size."""
-    if tuple(features.shape[1:3]) == size:
-        return features
-    planes = F.interpolate(rearrange(features, "b h w d -> b d h w"), size=size, mode="area")
-    return rearrange(planes, "b d h w -> b h w d")
 
 
 def prefix_lengths(

@@ -24,15 +24,15 @@ DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_m
 def start_from(tokenizer: GuideTokenizer, path: str | Path) -> None:
     """Load a stored guide tokenizer of the same stem as it is, anything else that `read_base` reads as a warm start.
 
-    A guide of one size that starts from a nested one, or from one of another size, starts its running-mean codebook anew:
-    the other's codes are residuals, or blocks of another size.
+    A running-mean codebook starts anew where its codes mean something else: in a guide of one size that starts from a nested
+    one or from one of another size, and in a nested one whose scales are put together otherwise.
     """
     path = Path(path)
     state, config = read_base(path)
     mine = tokenizer.config
     same_stem = (config.stem, config.stem_factor) == (mine.stem, mine.stem_factor)
-    same_code = (config.guide_scales, config.quantizer.kind) == (mine.guide_scales, mine.quantizer.kind)
-    if same_stem and same_code:
+    codes = [(c.guide_scales, c.scale_interpolation, c.quantizer.kind) for c in (config, mine)]
+    if same_stem and codes[0] == codes[1]:
         load_strict(tokenizer, state, str(path))
         return
     if config.stem not in ("none", mine.stem if mine.stem == "unshuffle" else "none"):

@@ -57,7 +57,7 @@ def test_json_round_trip():
         ({"guide_scales": [4, 2]}, "positive and increasing"),
         ({"guide_scales": [2, 4], "quantizer": QuantizerConfig(kind="cosine")}, "guide_scales need a quantizer kind"),
         ({"prefix_dropout": 1.5}, "must be a probability"),
-        ({"scale_interpolation": "nearest"}, "use 'bicubic' or 'bilinear'"),
+        ({"scale_interpolation": "nearest"}, "use one of bicubic, bilinear, cosine"),
     ],
 )
 def test_contradictions_can_not_be_built(changes, text):

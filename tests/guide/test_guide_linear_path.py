@@ -8,7 +8,7 @@ from guide_models import build, images, small_config
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import resize_area
-from hybrid_tokenizer.linear_path import LinearPath, dct_basis
+from hybrid_tokenizer.linear_path import CosineScale, LinearPath, dct_basis
 
 
 def test_the_basis_is_orthonormal_and_starts_with_the_mean():
@@ -28,6 +28,31 @@ def test_all_coefficients_give_the_image_back():
     blocks = rearrange(x, "b c (h i) (w j) -> b h w c i j", i=4, j=4)
     torch.testing.assert_close(features[..., 0], blocks.sum((-3, -2, -1)) / 48**0.5 / 4)
     torch.testing.assert_close(path.images(features), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_wide_blocks_come_back_from_the_coefficients_of_the_blocks_inside_them(factor):
+    """At so few coefficients of so wide blocks little lies outside what the fine blocks' own coefficients span."""
+    coarse = torch.randn(2, 3, 2, 8, generator=torch.Generator().manual_seed(0))
+    scale = CosineScale(8, 8, factor)
+    fine = scale.up(coarse, (3 * factor, 2 * factor))
+    pictures, expected = LinearPath(8, 8).images(fine), LinearPath(8, 8 * factor).images(coarse)
+    assert (pictures - expected).square().mean() < 0.002 * expected.square().mean()
+    assert (scale.down(fine, (3, 2)) - coarse).abs().max() < 0.02
+    assert scale.up(coarse, (3 * factor + 1, 2 * factor - 1)).shape == (2, 3 * factor + 1, 2 * factor - 1, 8)
+
+
+def test_a_coarse_scale_on_the_linear_path_is_the_transform_code_of_wide_blocks():
+    """With as many codes as there are features, the first scale says what coefficients of 8 x 8 blocks say."""
+    config = small_config(linear_path=True, guide_scales=[1, 2], scale_interpolation="cosine")
+    tokenizer = GuideTokenizer(config).eval()
+    x = images(height=16, width=24)
+    with torch.no_grad():
+        (coarse, _), _ = tokenizer._residual_scales(tokenizer.features(x))
+    expected = LinearPath(4, 8).features(x, (2, 3))
+    assert (coarse - expected).square().mean() < 0.01 * expected.square().mean()
+    with pytest.raises(HybridTokenizerError, match="scale_interpolation='cosine' with linear_path=False"):
+        small_config(guide_scales=[1, 2], scale_interpolation="cosine")
 
 
 def test_at_step_0_the_networks_add_nothing():

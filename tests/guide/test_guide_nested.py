@@ -80,15 +80,16 @@ def test_more_scales_come_nearer_to_the_features():
         tokenizer.eval()
         features = tokenizer.features(batch)
         total, errors = torch.zeros_like(features), []
-        for _, indices in tokenizer._residual_scales(features):
-            total = total + tokenizer._to_full_grid(tokenizer.quantizer.codes(indices), (16, 16))
+        for scale, (_, indices) in enumerate(tokenizer._residual_scales(features)):
+            total = total + tokenizer._to_full_grid(tokenizer.quantizer.codes(indices), (16, 16), scale)
             errors.append((features - total).square().mean().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.25 * errors[0]
 
 
-def test_odd_grids_need_the_grid_size():
-    tokenizer = nested()
+@pytest.mark.parametrize("cosine", [False, True])
+def test_odd_grids_need_the_grid_size(cosine):
+    tokenizer = nested(linear_path=True, scale_interpolation="cosine") if cosine else nested()
     batch = images(1, 52, 44)  # a 13 x 11 grid
     grids = tokenizer.encode(batch)
     assert tokenizer.decode(grids).shape == (1, 3, 52, 44)
