@@ -15,7 +15,7 @@ train_guide() { # name and options
 
 $PYTHON scripts/pretrain_diffusion.py stage=vae recipe=tiny_vae "data.root=$pixels" \
   data.val_root="$DATA/imagenet_sample/val" output_dir="$RUNS/vae"
-train_guide guide 'guide.guide_scales=[2,4,8,16]' guide.prefix_dropout=0.25
+train_guide guide 'guide.guide_scales=[2,4,8,16]' guide.scale_interpolation=cosine guide.prefix_dropout=0.25
 $PYTHON scripts/train_semantic.py stage=contrastive recipe=tiny_contrastive "data.root=$pairs" \
   data.val_root="$DATA/captions/val" output_dir="$RUNS/contrastive"
 $PYTHON scripts/train_semantic.py stage=quantize recipe=tiny_quantize "data.root=$pairs" \
@@ -31,11 +31,12 @@ $PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,qu
 
 if [ -n "${SINGLE:-}" ]; then
   # from the nested guide: the same networks on the area-resized image; small guides have fewer codes than training tokens
-  train_guide guide_256 guide.init="$RUNS/guide/final" training.max_steps=400
-  train_guide guide_64 guide.init="$RUNS/guide/final" guide.stem_factor=4 training.max_steps=500 training.batch_size=16
-  train_guide guide_16 guide.init="$RUNS/guide/final" guide.stem_factor=8 training.max_steps=500 training.batch_size=32 \
+  from_nested=("guide.init=$RUNS/guide/final" training.warmup_steps=30 training.learning_rate=6e-4 training.ema_decay=0.99)
+  train_guide guide_256 "${from_nested[@]}" training.max_steps=250
+  train_guide guide_64 "${from_nested[@]}" guide.stem_factor=4 training.max_steps=350 training.batch_size=16
+  train_guide guide_16 "${from_nested[@]}" guide.stem_factor=8 training.max_steps=250 training.batch_size=32 \
     guide.quantizer.codebook_size=8192
-  train_guide guide_4 guide.init="$RUNS/guide/final" guide.stem_factor=16 training.max_steps=500 training.batch_size=32 \
+  train_guide guide_4 "${from_nested[@]}" guide.stem_factor=16 training.max_steps=250 training.batch_size=32 \
     guide.quantizer.codebook_size=2048
   guides=()
   for name in 256 64 16 4; do guides+=("+guides.single_$name=$RUNS/guide_$name/final"); done
