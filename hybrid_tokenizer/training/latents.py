@@ -104,6 +104,7 @@ def cache_latents(
         check_same(kept, kept_too, folder)
     guide_latents = None
     if guide is not None:
+        encode_guide = guide_encoder(decoder, guide, seed)
         guide_latents, kept_too = cached(
             folder / "guides.safetensors",
             [crops, *vae, state_hash(guide)],
@@ -113,7 +114,7 @@ def cache_latents(
                 views,
                 seed,
                 "guides",
-                autocast(lambda images: encode_guides(decoder, guide, images).half()),
+                autocast(lambda images: encode_guide(images).half()),
             ),
         )
         check_same(kept, kept_too, folder)
@@ -132,17 +133,33 @@ def check_same(kept: Int[Tensor, "k"], kept_too: Int[Tensor, "l"], folder: Path)
 
 @torch.no_grad()
 def encode_guides(
-    decoder: DiffusionDecoder, guide: GuideTokenizer, images: Float[Tensor, "b 3 H W"]
+    decoder: DiffusionDecoder, guide: GuideTokenizer, images: Float[Tensor, "b 3 H W"], scales: Sequence[int | None]
 ) -> Float[Tensor, "b s c h w"]:
-    """Normalised latents of the guide images as `DiffusionDecoder.decode` makes them, one for each prefix of the guide."""
+    """Normalised latents of the guide images as `DiffusionDecoder.decode` makes them, one for each number of a nested
+    guide's scales; None stands for all."""
     device, size = decoder.device, (images.shape[-2], images.shape[-1])
     indices = guide.encode(images.to(device))
     latents = []
-    for scales in range(1, len(indices) + 1):
-        guide_images = guide.decode(indices[:scales], grid_size=guide.config.grid_size(size)).float().clamp(-1, 1)
+    for kept in scales:
+        guide_images = guide.decode(indices[:kept], grid_size=guide.config.grid_size(size)).float().clamp(-1, 1)
         resized = resize_bicubic(guide_images, size).clamp(-1, 1)
         latents.append(decoder.encode_latents(resized, full_resolution_chunk(device)))
     return torch.stack(latents, dim=1)
+
+
+def guide_encoder(
+    decoder: DiffusionDecoder, guide: GuideTokenizer, seed: int
+) -> Callable[[Float[Tensor, "b 3 H W"]], Float[Tensor, "b s c h w"]]:
+    """Of a batch the whole guides, and before them the guides of one random shorter prefix where the guide is nested: all
+    prefixes of all images would take longer to decode than the U-Net to train."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(guide.config.guide_scales or [0])
+
+    def encode(images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b s c h w"]:
+        shorter = [int(torch.randint(1, count, (), generator=generator))] if count > 1 else []
+        return encode_guides(decoder, guide, images, [*shorter, None])
+
+    return encode
 
 
 def cached(path: Path, facts: list[Any], make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.diffusion.ddim import predict_original, q_sample, training_target
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
-from hybrid_tokenizer.guide.tokenizer import prefix_lengths
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.semantic import SemanticTokenizer
@@ -128,10 +127,9 @@ class UNetObjective(Objective):
         return select(torch.rand(count) < self.weights.null_share, null, condition)
 
     def guide_latents(self, prefixes: Float[Tensor, "b s c h w"]) -> Float[Tensor, "b c h w"]:
-        """One prefix an image, sometimes a short one, sometimes none at all: zeros."""
-        count, scales = prefixes.shape[:2]
-        kept = prefix_lengths(count, scales, self.weights.prefix_dropout)
-        chosen = prefixes[torch.arange(count), kept - 1]
+        """The whole guide's, sometimes those of a shorter prefix, sometimes none at all: zeros."""
+        count = len(prefixes)
+        chosen = select(torch.rand(count) < self.weights.prefix_dropout, prefixes[:, 0], prefixes[:, -1])
         return select(torch.rand(count) < self.weights.guide_dropout, torch.zeros_like(chosen), chosen)
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
@@ -166,7 +164,7 @@ class UNetObjective(Objective):
             best = conditions.get("semantic", conditions.get("text"))
             guide_latents = None
             if "guide" in self.frozen:
-                guide_latents = encode_guides(decoder, self.frozen["guide"], images)[:, -1]
+                guide_latents = encode_guides(decoder, self.frozen["guide"], images, [None])[:, 0]
             cases = {f"error_{name}": (condition, guide_latents) for name, condition in conditions.items()}
             if guide_latents is not None:
                 cases["error_no_guide"] = (best, torch.zeros_like(guide_latents))
