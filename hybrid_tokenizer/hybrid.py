@@ -121,6 +121,7 @@ class HybridTokenizer:
         strength: float | int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | int | None = None,
+        inversion_condition: str | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
         """Tokens to images of `size` (default: the size they were encoded at; any multiples of 8).
@@ -131,7 +132,7 @@ class HybridTokenizer:
         return self.decode_indices(
             tokens.semantic_indices, tokens.guide_indices, tokens.image_size, size, generator, start=start,
             strength=strength, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            progress=progress,
+            inversion_condition=inversion_condition, progress=progress,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -147,6 +148,7 @@ class HybridTokenizer:
         strength: float | int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | int | None = None,
+        inversion_condition: str | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
         """`decode` from either kind of index alone, for controls and ablations.
@@ -164,6 +166,7 @@ class HybridTokenizer:
             strength=strength,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            inversion_condition=inversion_condition,
             generator=generators,
             progress=progress,
         )
@@ -189,12 +192,14 @@ class HybridTokenizer:
         strength: float | int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | int | None = None,
+        inversion_condition: str | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
         """`decode(encode(images))`."""
         return self.decode(
             self.encode(images, guide_scales=guide_scales), size, generator, start=start, strength=strength,
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, progress=progress,
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            inversion_condition=inversion_condition, progress=progress,
         )  # fmt: skip
 
     def num_tokens(self, tokens: HybridTokens) -> Int[Tensor, "b"]:

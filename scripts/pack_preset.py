@@ -33,6 +33,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--start", help="recommended decoding: ddim_inversion or add_noise")
     parser.add_argument("--strength", type=float, help="recommended decoding: share of the schedule")
     parser.add_argument("--steps", type=int, help="recommended decoding: steps of the whole schedule")
+    parser.add_argument("--inversion", help="recommended decoding: condition of the inversion")
     parser.add_argument("--guidance", type=float, help="recommended decoding: guidance scale")
     return parser.parse_args()
 
@@ -52,7 +53,7 @@ def main() -> None:
     diffusion = DiffusionDecoder.from_pretrained(arguments.diffusion / "final")
     given = {
         "start": arguments.start, "strength": arguments.strength, "num_inference_steps": arguments.steps,
-        "guidance_scale": arguments.guidance,
+        "guidance_scale": arguments.guidance, "inversion_condition": arguments.inversion,
     }  # fmt: skip
     chosen = {name: value for name, value in given.items() if value is not None}
     diffusion.config = replace(diffusion.config, decode_defaults=replace(diffusion.config.decode_defaults, **chosen))

@@ -26,7 +26,7 @@ from hybrid_tokenizer.metrics import perceptual, pixel
 DISTANCE = "effnet_lite0_distance"
 CHOSEN_BY = ("psnr", DISTANCE)
 NEVER_READ = ("effnet_lite2_distance", "haarpsi", "mdsi", "high_frequency_energy")
-OPTIONS = ("start", "strength", "num_inference_steps", "guidance_scale")
+OPTIONS = ("start", "inversion_condition", "strength", "num_inference_steps", "guidance_scale")
 
 
 def sweep_metrics(device: torch.device | str) -> list[Metric]:
@@ -89,7 +89,14 @@ def options_of(options: DecodeOptions) -> dict[str, Any]:
 
 def setting_name(options: DecodeOptions) -> str:
     """Short and unique in a sweep."""
-    return f"{options.start} s{options.strength:g} n{options.num_inference_steps} g{options.guidance_scale:g}"
+    start = start_name(options.start, options.inversion_condition)
+    return f"{start} s{options.strength:g} n{options.num_inference_steps} g{options.guidance_scale:g}"
+
+
+def start_name(start: str, inversion_condition: str) -> str:
+    """With the condition of the inversion where it is not the usual one."""
+    usual = start != "ddim_inversion" or inversion_condition == "generation"
+    return start if usual else f"{start} ({inversion_condition})"
 
 
 def recommend(rows: Sequence[dict[str, Any]], psnr_margin: float) -> dict[str, Any]:
@@ -161,18 +168,19 @@ def plot(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
-    starts = list(dict.fromkeys(row["start"] for row in rows if "start" in row))
+    name_of = {id(row): start_name(row["start"], row["inversion_condition"]) for row in rows if "start" in row}
+    starts = list(dict.fromkeys(name_of.values()))
     guidances = sorted({row["guidance_scale"] for row in rows if "start" in row})
     for panel, (key, label) in zip(
         panels, ((DISTANCE, "EffNet-lite0 distance"), ("high_frequency_energy", "high-frequency energy, 1 is right")), strict=True
     ):  # fmt: skip
         for start, guidance in itertools.product(starts, guidances):
-            line = [row for row in rows if row.get("start") == start and row["guidance_scale"] == guidance]
+            line = [row for row in rows if name_of.get(id(row)) == start and row["guidance_scale"] == guidance]
             for steps in sorted({row["num_inference_steps"] for row in line}):
                 points = sorted((r for r in line if r["num_inference_steps"] == steps), key=lambda row: row["strength"])
                 panel.plot(
                     [row["psnr"] for row in points], [row[key] for row in points],
-                    marker="o" if start == starts[0] else "s", ms=4, lw=1, label=f"{start}, n{steps}, g{guidance:g}",
+                    marker="osD^"[starts.index(start) % 4], ms=4, lw=1, label=f"{start}, n{steps}, g{guidance:g}",
                 )  # fmt: skip
                 for row in points:
                     panel.annotate(f"{row['strength']:g}", (row["psnr"], row[key]), fontsize=6, xytext=(3, 3), textcoords="offset points")  # fmt: skip

@@ -10,7 +10,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 STARTS = ("ddim_inversion", "add_noise")
 SAMPLERS = ("ddim", "lcm")
-INVERSION_CONDITIONS = ("generation", "null")
+INVERSION_CONDITIONS = ("generation", "null", "guide")
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderTinyLinear")  # the last one is linear_vae.py's
 
 SD15_UNET: dict[str, Any] = {
@@ -65,7 +65,9 @@ class DecodeOptions:
     eta: float = 0.0
     """Share of DDPM's fresh noise while denoising."""
     inversion_condition: str = "generation"
-    """The condition of the inversion, at guidance 1: "generation" embeddings, or "null"."""
+    """The condition of the inversion, at guidance 1: "generation" embeddings, or "null". "guide" inverts under the linear
+    estimate alone (`DiffusionConfig.guide_residual`), to which the guide has no noise: its latents at the level's signal,
+    without a U-Net call."""
     num_fixed_point_iterations: int = 0
     """Refinements of each inversion step, one U-Net call each."""
     sampler: str = "ddim"

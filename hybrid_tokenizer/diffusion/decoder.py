@@ -214,8 +214,13 @@ class DiffusionDecoder(nn.Module):
         noise_shape = (batch_size, self.config.latent_channels, height, width)
 
         inverts = guide_images is not None and options.start == "ddim_inversion"
+        inverts_guide = inverts and options.inversion_condition == "guide"
+        if inverts_guide and self.config.guide_residual is None:
+            raise HybridTokenizerError(
+                "inversion_condition is 'guide', expected 'generation' or 'null': this U-Net has no linear estimate of its guide"
+            )
         calls_per_inversion_step = 1 + options.num_fixed_point_iterations
-        total = len(steps) * (1 + (calls_per_inversion_step if inverts else 0))
+        total = len(steps) * (1 + (calls_per_inversion_step if inverts and not inverts_guide else 0))
         with (
             tqdm(total=total, disable=not progress, desc="decode", unit="step") as bar,
             remembered_conditions(self.unet),
@@ -228,7 +233,9 @@ class DiffusionDecoder(nn.Module):
             guide_latents = None
             if self.config.guide_conditioning:
                 guide_latents = torch.zeros_like(latents) if guide_images is None else latents
-            if inverts:
+            if inverts_guide:
+                latents = latents * (steps[-1].noisier.signal if steps else 1.0)
+            elif inverts:
                 embeds = condition if options.inversion_condition == "generation" else null
                 predictor = self._noise_predictor(embeds, None, 1.0, guide_latents, steps, decode_chunk_size, bar)
                 latents = ddim_invert(latents, steps, predictor, options.num_fixed_point_iterations)

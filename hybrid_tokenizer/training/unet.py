@@ -60,7 +60,7 @@ class UNetObjective(Objective):
         self.decoder = (decoder,)  # a tuple: its U-Net is `model`, its VAE is frozen, neither must be registered twice
         self.model, self.weights = decoder.unet, weights
         helpers = {"vae": decoder.vae, "text": text, "semantic": semantic, "guide": guide}
-        if guide is not None or weights.perceptual:
+        if guide is not None or weights.perceptual or weights.pixel:
             helpers["perceptual"] = EfficientNetDistance("lite0")
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
@@ -92,28 +92,43 @@ class UNetObjective(Objective):
         timesteps: Tensor,
         condition: Float[Tensor, "b n d"],
         guide_latents: Float[Tensor, "b c h w"] | None,
+        restores: Bool[Tensor, "b"] | None = None,
     ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
-        """Mean squared error of the prediction, an image, and the clean latents that the prediction stands for."""
+        """Mean squared error of the prediction, an image, and the clean latents that the prediction stands for.
+
+        restores: the images that show the guide in place of noised latents (`UNetLossWeights.restore_share`).
+        """
         noise = torch.randn(latents.shape).to(latents)
         levels = self.alphas_cumprod[timesteps]
         noisy = q_sample(latents, noise, levels)
+        if restores is not None:
+            noisy = select(restores, q_sample(guide_latents, torch.zeros_like(noise), levels), noisy)
         inputs = noisy if guide_latents is None else torch.cat([noisy, guide_latents], dim=1)
         predicted = self.model(inputs, timesteps, encoder_hidden_states=condition).sample.float()
         predicted = predicted + self.decoder[0].linear_part(noisy, guide_latents, levels)
         prediction_type = self.decoder[0].config.prediction_type
         target = training_target(latents, noise, levels, prediction_type)
         error = (predicted - target).square().mean((1, 2, 3))
-        return error, predict_original(predicted, noisy, levels, prediction_type)
+        original = predict_original(predicted, noisy, levels, prediction_type)
+        if restores is not None:
+            error = torch.where(restores.to(error.device), (original - latents).square().mean((1, 2, 3)), error)
+        return error, original
 
-    def perceptual(self, latents: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-        """Feature distance of the decoded windows; the VAE takes no gradient, its input does."""
+    def decoded_losses(
+        self, latents: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Feature distance and squared error of decoded windows; the VAE takes no gradient, its input does."""
         side = min(self.weights.perceptual_window, *latents.shape[-2:])
         top, left = (int(torch.randint(whole - side + 1, ())) for whole in latents.shape[-2:])
         window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
         decoder = self.decoder[0]
         with torch.no_grad():
             target = decoder.decode_latents(latents[window])
-        return self.frozen["perceptual"](decoder.decode_latents(original[window]), target).mean()
+        decoded = decoder.decode_latents(original[window])
+        return {
+            "perceptual": self.frozen["perceptual"](decoded, target).mean(),
+            "pixel": (decoded - target).square().mean(),
+        }
 
     def conditions(self, batch: dict[str, Any]) -> Float[Tensor, "b n d"]:
         """Text features, some replaced by generation embeddings, some by the null condition."""
@@ -138,12 +153,16 @@ class UNetObjective(Objective):
         count = len(self.alphas_cumprod)
         draws = (count * torch.rand(len(latents)) ** self.weights.timestep_power).long()
         timesteps = draws.clamp(max=count - 1).to(latents.device)
-        errors, original = self.denoise(latents, timesteps, self.conditions(batch), guide_latents)
+        restores = None
+        if self.weights.restore_share and guide_latents is not None:
+            given = guide_latents.abs().amax((1, 2, 3)) > 0
+            restores = given & (torch.rand(len(latents)) < self.weights.restore_share).to(given.device)
+        errors, original = self.denoise(latents, timesteps, self.conditions(batch), guide_latents, restores)
         losses = {"denoising": errors.mean()}
         total = losses["denoising"]
-        if self.weights.perceptual:
-            losses["perceptual"] = self.perceptual(latents, original)
-            total = total + self.weights.perceptual * losses["perceptual"]
+        if self.weights.perceptual or self.weights.pixel:
+            losses |= self.decoded_losses(latents, original)
+            total = total + self.weights.perceptual * losses["perceptual"] + self.weights.pixel * losses["pixel"]
         return {**losses, "total": total}
 
     def judge(self, batches: list[dict[str, Any]]) -> Judged:
@@ -191,10 +210,13 @@ class UNetObjective(Objective):
     def rendered(
         self, starts: Float[Tensor, "b 3 h w"], condition: Float[Tensor, "b n d"], strength: float
     ) -> Float[Tensor, "b 3 h w"]:
-        """From `starts` under fresh noise, the same at every validation."""
+        """From `starts` as training prepares for: by inversion of the guide, or under fresh noise, always the same."""
+        options = {"start": "add_noise", "num_inference_steps": 20}
+        if self.weights.restore_share:
+            options = {"start": "ddim_inversion", "inversion_condition": "guide", "num_inference_steps": 10}
         return self.decoder[0].decode(
-            starts, condition, tuple(starts.shape[-2:]), start="add_noise", num_inference_steps=20, strength=strength,
-            generator=torch.Generator().manual_seed(0),
+            starts, condition, tuple(starts.shape[-2:]), strength=strength, generator=torch.Generator().manual_seed(0),
+            **options,
         )  # fmt: skip
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:

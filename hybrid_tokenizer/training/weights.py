@@ -58,8 +58,12 @@ class UNetLossWeights:
     generation embeddings when a semantic tokenizer is given. Latents and semantic tokens are cached for `views` crops an image.
     With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
     `perceptual` weighs the feature distance between what the predicted and the true latents decode to, on one window of
-    `perceptual_window` latents a side; noise prediction alone is content with a blur. Timesteps are
-    1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
+    `perceptual_window` latents a side; noise prediction alone is content with a blur.
+    `pixel` weighs the mean squared error of these windows.
+    Timesteps are 1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
+    `restore_share` of the images that have a guide show the guide's own latents in place of noised true ones, at the
+    signal of the timestep and without noise, which is where `inversion_condition: guide` starts from; their error is that of
+    the predicted clean latents.
     `linear_path` lets an untrained U-Net start from the best linear estimate (`DiffusionConfig.guide_residual`).
     """
 
@@ -70,18 +74,23 @@ class UNetLossWeights:
     views: int = 2
     perceptual: float = 0.0
     perceptual_window: int = 16
+    pixel: float = 0.0
+    restore_share: float = 0.0
     timestep_power: float = 1.0
     linear_path: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("null_share", "semantic_share", "guide_dropout", "prefix_dropout"):
+        for name in ("null_share", "semantic_share", "guide_dropout", "prefix_dropout", "restore_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be a share in [0, 1]")
         for name in ("views", "perceptual_window"):
             if getattr(self, name) < 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be at least 1")
-        if self.perceptual < 0:
-            raise HybridTokenizerError(f"unet.perceptual={self.perceptual} must not be negative; 0 leaves the term out")
+        for name in ("perceptual", "pixel"):
+            if getattr(self, name) < 0:
+                raise HybridTokenizerError(
+                    f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves the term out"
+                )
         if self.timestep_power <= 0:
             raise HybridTokenizerError(
                 f"unet.timestep_power={self.timestep_power} must be positive; 1 draws all timesteps alike"

@@ -290,12 +290,27 @@ def test_an_untrained_unet_on_the_linear_path_moves_towards_the_guide(decoder, g
     decoder.add_guide_conditioning()
     with pytest.raises(HybridTokenizerError, match="4 numbers above 0"):
         decoder.set_guide_residual([0.01, 0.0, 0.01, 0.01])
+    with pytest.raises(HybridTokenizerError, match=r"inversion_condition is 'guide'.*no linear estimate"):
+        decoder.decode(guide_images, embeds, SIZE, inversion_condition="guide")
     decoder.set_guide_residual([1e-6] * 4)
     options = {"start": "add_noise", "num_inference_steps": 10, "generator": seeded(0, 1)}
     kept = decoder.decode(guide_images, embeds, SIZE, strength=0.0, **options)
     restored = decoder.decode(guide_images, embeds, SIZE, strength=0.9, **options)
     free = decoder.decode(None, embeds, SIZE, **options)
     assert (restored - kept).abs().mean() < 0.1 * (free - kept).abs().mean()
+    calls = []
+    decoder.unet.register_forward_hook(lambda *call: calls.append(1))
+    inverted = decoder.decode(
+        guide_images,
+        embeds,
+        SIZE,
+        start="ddim_inversion",
+        inversion_condition="guide",
+        strength=0.5,
+        num_inference_steps=10,
+    )
+    assert len(calls) == 5  # on the way down alone
+    torch.testing.assert_close(inverted, kept, atol=5e-3, rtol=0)  # up to the signal of the cleanest level, 0.9996
 
 
 @pytest.fixture
