@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, shorten
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, read_json, shorten, write_json
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -105,6 +105,9 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None, max_sh
             copy.deepcopy(model), dtype
         )  # diffusers' own `to` warns about fp32 modules it does not have
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
+    config = read_json(folder / CONFIG_NAME)
+    config.pop("_name_or_path", None)  # where this machine had it is nobody else's concern
+    write_json(folder / CONFIG_NAME, config)
 
 
 def plain_config(

@@ -95,6 +95,8 @@ def test_own_folder_round_trips_exactly(tmp_path, guide_images, embeds, shards):
     decoder.save_pretrained(tmp_path / "own", max_shard_size=shards)
     loaded = DiffusionDecoder.from_pretrained(tmp_path / "own")
     assert loaded.config == decoder.config and not loaded.training
+    loaded.save_pretrained(tmp_path / "again")
+    assert str(tmp_path) not in (tmp_path / "again" / "unet" / "config.json").read_text()
     for key, value in decoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     before = decoder.decode(guide_images, embeds, (32, 48), num_inference_steps=4)
