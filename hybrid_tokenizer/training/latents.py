@@ -107,7 +107,7 @@ def cache_latents(
         encode_guide = guide_encoder(decoder, guide, seed)
         guide_latents, kept_too = cached(
             folder / "guides.safetensors",
-            [crops, *vae, state_hash(guide)],
+            [crops, *vae, state_hash(guide), "one shorter prefix a batch"],
             lambda: encode_views(
                 items,
                 crop,

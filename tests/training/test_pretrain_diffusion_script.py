@@ -85,7 +85,7 @@ def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
     options = (
         "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"semantic_folder={semantic_folder}",
         f"guide_folder={tmp_path / 'guide'}", "training.max_steps=3", f"output_dir={tmp_path / 'unet'}",
-        "unet.linear_path=true", "unet.perceptual=0.01",
+        "unet.linear_path=true", "unet.perceptual=0.01", "unet.pixel=0.1", "unet.restore_share=0.5",
     )  # fmt: skip
     error, stdout, stderr = script(*options, "training.max_minutes=1e-9")
     assert error is None and said(stdout)[0] == "starting from step 0" and "guides" in stderr, stderr
