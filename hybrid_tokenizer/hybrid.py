@@ -263,6 +263,19 @@ class HybridTokenizer:
         self._slice_vae()
         return self
 
+    def compile(self, mode: str = "default", backend: str = "inductor") -> "HybridTokenizer":
+        """torch.compile for the networks of all branches, in place; each new shape compiles anew, once, for a minute or so.
+
+        Results agree up to rounding: a token on the border between two codes may be the other one.
+        """
+        self.diffusion.compile_unet(mode, backend)
+        for network in (
+            self.guide.encoder, self.guide.decoder, self.semantic.vision, self.semantic.causal_qformer,
+            self.diffusion.vae.encoder, self.diffusion.vae.decoder,
+        ):  # fmt: skip
+            network.compile(backend=backend, mode=mode if backend == "inductor" else None)
+        return self
+
     def _slice_vae(self) -> None:
         sliced = full_resolution_chunk(self.device) == 1
         self.diffusion.vae.enable_slicing() if sliced else self.diffusion.vae.disable_slicing()

@@ -38,7 +38,12 @@ def from_uint8(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 
 def to_uint8(images: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b 3 h w"]:
     """[-1, 1] to 0..255, clamped and rounded to nearest (truncation would darken by half a level)."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return to_levels(images).to(torch.uint8)
+
+
+def to_levels(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """The whole numbers of `to_uint8`, still in fp32."""
+    return images.float().clamp(-1, 1).add_(1).mul_(127.5).round_()
 
 
 def to_unit(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:

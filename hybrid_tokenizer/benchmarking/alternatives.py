@@ -5,8 +5,6 @@ They read the same weights, in copies with the libraries' own memory layout, so 
 
 import copy
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import piq
@@ -161,49 +159,53 @@ def train_guide_plainly(
     return times[-1] - times[0], losses[0]
 
 
-def metrics_one_by_one(
-    references: Sequence[Float[Tensor, "3 h w"]],
-    reconstructions: Sequence[Float[Tensor, "3 h w"]],
+def levels_of(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """[-1, 1] to whole levels 0..255."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round()
+
+
+def scikit_image_measures(
+    reference: Float[Tensor, "3 h w"], reconstruction: Float[Tensor, "3 h w"]
+) -> dict[str, float]:
+    """SSIM and PSNR of one pair with scikit-image."""
+    ours, theirs = (levels_of(x).to(torch.uint8).permute(1, 2, 0).cpu().numpy() for x in (reference, reconstruction))
+    return {
+        "psnr": peak_signal_noise_ratio(ours, theirs, data_range=255),
+        "ssim": structural_similarity(
+            ours / 255, theirs / 255, channel_axis=2, data_range=1.0, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False,
+        ),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def all_measures(
+    reference: Float[Tensor, "3 h w"],
+    reconstruction: Float[Tensor, "3 h w"],
     lite2: EfficientNetDistance,
     lite0: EfficientNetDistance,
-) -> dict[str, list[float]]:
-    """The table's measures an image after the other, scikit-image where it has them."""
-    table: dict[str, list[float]] = {}
-    for reference, reconstruction in zip(references, reconstructions, strict=True):
-        for name, value in _metrics_of(reference, reconstruction, lite2, lite0).items():
-            table.setdefault(name, []).append(value)
-    return table
-
-
-def _metrics_of(
-    reference: Tensor, reconstruction: Tensor, lite2: EfficientNetDistance, lite0: EfficientNetDistance
-) -> dict[str, Any]:
-    levels = [((x.clamp(-1, 1) + 1) * 127.5).round() for x in (reference, reconstruction)]
-    ours, theirs = (x.to(torch.uint8).permute(1, 2, 0).cpu().numpy() for x in levels)
+) -> dict[str, float]:
+    """The table's measures of one pair, scikit-image where it has them."""
+    levels = [levels_of(x) for x in (reference, reconstruction)]
     unit = [x[None] / 255 for x in levels]
     signed = [x[None] / 127.5 - 1 for x in levels]
-    window = np.outer(np.hanning(ours.shape[0]), np.hanning(ours.shape[1]))
-    rows, columns = np.fft.fftfreq(ours.shape[0])[:, None], np.fft.fftfreq(ours.shape[1])[None]
+    pictures = [x.permute(1, 2, 0).cpu().numpy() for x in levels]
+    height, width = pictures[0].shape[:2]
+    window = np.outer(np.hanning(height), np.hanning(width))
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]
     band = np.hypot(rows, columns) >= 0.25
     energies = []
-    for picture in (ours, theirs):
+    for picture in pictures:
         luma = (picture / 255) @ np.array([0.299, 0.587, 0.114])
         energies.append((np.abs(np.fft.fft2((luma - luma.mean()) * window)) ** 2)[band].sum())
-    several_scales = min(ours.shape[:2]) >= MS_SSIM_LEAST_SIDE
-    with torch.no_grad():
-        measures = {
-            "psnr": peak_signal_noise_ratio(ours, theirs, data_range=255),
-            "ssim": structural_similarity(
-                ours / 255, theirs / 255, channel_axis=2, data_range=1.0, gaussian_weights=True, sigma=1.5,
-                use_sample_covariance=False,
-            ),
-            "ssim_paper_compat": pytorch_msssim.ssim(levels[1][None], levels[0][None], data_range=1.0).item(),
-            "effnet_lite2_distance": lite2(signed[1], signed[0]).item(),
-            "haarpsi": piq.haarpsi(unit[1], unit[0]).item(),
-            "mdsi": piq.mdsi(unit[1], unit[0]).item(),
-            "high_frequency_energy": energies[1] / energies[0],
-            "effnet_lite0_distance (trained on)": lite0(signed[1], signed[0]).item(),
-        }  # fmt: skip
-        if several_scales:
-            measures["ms_ssim"] = pytorch_msssim.ms_ssim(unit[1], unit[0], data_range=1.0).item()
-        return measures
+    measures = scikit_image_measures(reference, reconstruction) | {
+        "ssim_paper_compat": pytorch_msssim.ssim(levels[1][None], levels[0][None], data_range=1.0).item(),
+        "effnet_lite2_distance": lite2(signed[1], signed[0]).item(),
+        "haarpsi": piq.haarpsi(unit[1], unit[0]).item(),
+        "mdsi": piq.mdsi(unit[1], unit[0]).item(),
+        "high_frequency_energy": energies[1] / energies[0],
+        "effnet_lite0_distance (trained on)": lite0(signed[1], signed[0]).item(),
+    }
+    if min(height, width) >= MS_SSIM_LEAST_SIDE:
+        measures["ms_ssim"] = pytorch_msssim.ms_ssim(unit[1], unit[0], data_range=1.0).item()
+    return measures

@@ -39,13 +39,15 @@ TINY_UNET: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 16,
     "out_channels": 16,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [48, 96, 144],
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    "block_out_channels": [96, 128, 160],
     "layers_per_block": 1,
     "cross_attention_dim": 384,
     "attention_head_dim": 4,
     "norm_num_groups": 8,
+    "addition_embed_type": "text",  # attention pools the condition into what every block reads beside the timestep
+    "addition_embed_type_num_heads": 8,
 }
 TINY_VAE: dict[str, Any] = {"block_out_channels": [16] * 4, "latent_channels": 16}
 
@@ -142,7 +144,7 @@ class DiffusionConfig:
                 f"num_condition_tokens is {self.num_condition_tokens}, expected at least 1; Branch II makes 77"
             )
         for name in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type"):
-            if self.unet.get(name) is not None:
+            if self.unet.get(name) not in (None, "text"):  # "text" pools the condition itself and wants nothing more
                 raise HybridTokenizerError(
                     f"the U-Net has {name}={self.unet[name]!r}, expected none: it wants more than the generation "
                     "embeddings; use a Stable Diffusion 1.x or 2.x text-to-image model"

@@ -133,10 +133,12 @@ class UNetObjective(Objective):
     def conditions(self, batch: dict[str, Any]) -> Float[Tensor, "b n d"]:
         """Text features, some replaced by generation embeddings, some by the null condition."""
         count = len(batch["latents"])
-        condition = self.frozen["text"].token_features(text_of(batch)) if "text" in self.frozen else None
-        if "semantic" in self.frozen:
+        share = self.weights.semantic_share if "text" in self.frozen else 1.0
+        share = share if "semantic" in self.frozen else 0.0
+        condition = self.frozen["text"].token_features(text_of(batch)) if share < 1 else None
+        if share > 0:
             generated = self.frozen["semantic"].decode(batch["semantic_indices"]).float()
-            use_text = torch.rand(count) >= self.weights.semantic_share
+            use_text = torch.rand(count) >= share
             condition = generated if condition is None else select(use_text, condition, generated)
         null = self.decoder[0].null_condition.to(condition).expand_as(condition)
         return select(torch.rand(count) < self.weights.null_share, null, condition)
