@@ -80,6 +80,12 @@ def test_rows_have_the_form_that_others_read():
     assert to_markdown(rows).count("\n| decode") == 3
 
 
+def test_the_harness_measures_as_scikit_image_does():
+    config = BenchmarkConfig(rows=["harness_ssim_psnr"], image_size=64, batch_size=3, repeats=1)
+    (row,) = run_rows(config, torch.device("cpu"), lambda line: None)
+    assert row["n"] > config.batch_size and row["max_output_difference"] < 1e-4
+
+
 def test_importing_the_package_is_light():
     (row,) = run_rows(BenchmarkConfig(rows=["import"], repeats=1), torch.device("cpu"), lambda line: None)
     assert row["name"] == "import" and row["ours"] < 0.3 < row["alternative"]

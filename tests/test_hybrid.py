@@ -59,6 +59,14 @@ def test_reconstruct_is_decode_of_encode(hybrid):
     assert torch.equal(hybrid.reconstruct(images, seeded(3), strength=0.6), direct)
 
 
+def test_compiled_branches_give_the_same():
+    images, hybrid = noise_images(2), small_hybrid()
+    tokens = hybrid.encode(images)
+    decoded = hybrid.decode(tokens, generator=seeded())
+    assert hybrid.compile(backend="eager").encode(images) == tokens
+    torch.testing.assert_close(hybrid.decode(tokens, generator=seeded()), decoded, rtol=1e-5, atol=1e-5)
+
+
 def test_seeds_change_the_noise_and_nothing_else_does(hybrid):
     tokens = hybrid.encode(noise_images(1))
     torch.manual_seed(5)

@@ -118,9 +118,7 @@ class UNetObjective(Objective):
         self, latents: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"]
     ) -> dict[str, Float[Tensor, ""]]:
         """Feature distance and squared error of decoded windows; the VAE takes no gradient, its input does."""
-        side = min(self.weights.perceptual_window, *latents.shape[-2:])
-        top, left = (int(torch.randint(whole - side + 1, ())) for whole in latents.shape[-2:])
-        window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
+        window = random_window(latents.shape[-2:], self.weights.perceptual_window)
         decoder = self.decoder[0]
         with torch.no_grad():
             target = decoder.decode_latents(latents[window])
@@ -152,6 +150,10 @@ class UNetObjective(Objective):
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         latents = batch["latents"]
         guide_latents = self.guide_latents(batch["guide_latents"]) if "guide" in self.frozen else None
+        if self.weights.crop and torch.rand(()) < self.weights.crop_share:
+            window = random_window(latents.shape[-2:], self.weights.crop)
+            latents = latents[window]
+            guide_latents = None if guide_latents is None else guide_latents[window]
         count = len(self.alphas_cumprod)
         draws = (count * torch.rand(len(latents)) ** self.weights.timestep_power).long()
         timesteps = draws.clamp(max=count - 1).to(latents.device)
@@ -223,6 +225,13 @@ class UNetObjective(Objective):
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.decoder[0].save_pretrained(folder)
+
+
+def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:
+    """Index of a square of `side`, or less where there is less, somewhere in planes of `size`."""
+    side = min(side, *size)
+    top, left = (int(torch.randint(whole - side + 1, ())) for whole in size)
+    return (..., slice(top, top + side), slice(left, left + side))
 
 
 def select(

@@ -64,6 +64,8 @@ class UNetLossWeights:
     `restore_share` of the images that have a guide show the guide's own latents in place of noised true ones, at the
     signal of the timestep and without noise, which is where `inversion_condition: guide` starts from; their error is that of
     the predicted clean latents.
+    `crop_share` of the steps see one square of `crop` latents a side (0: none do): where the window of the decoded losses
+    is smaller than the image, what the U-Net computes outside of it is mostly lost on them.
     `linear_path` lets an untrained U-Net start from the best linear estimate (`DiffusionConfig.guide_residual`).
     """
 
@@ -77,20 +79,21 @@ class UNetLossWeights:
     pixel: float = 0.0
     restore_share: float = 0.0
     timestep_power: float = 1.0
+    crop: int = 0
+    crop_share: float = 1.0
     linear_path: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("null_share", "semantic_share", "guide_dropout", "prefix_dropout", "restore_share"):
+        shares = ("null_share", "semantic_share", "guide_dropout", "prefix_dropout", "restore_share", "crop_share")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be a share in [0, 1]")
         for name in ("views", "perceptual_window"):
             if getattr(self, name) < 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be at least 1")
-        for name in ("perceptual", "pixel"):
+        for name in ("perceptual", "pixel", "crop"):
             if getattr(self, name) < 0:
-                raise HybridTokenizerError(
-                    f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves the term out"
-                )
+                raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves it out")
         if self.timestep_power <= 0:
             raise HybridTokenizerError(
                 f"unet.timestep_power={self.timestep_power} must be positive; 1 draws all timesteps alike"

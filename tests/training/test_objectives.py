@@ -102,6 +102,39 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
         assert torch.equal(value, mine[key]), key
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_unet_conditions_come_from_one_tower_where_the_other_has_no_share(share, monkeypatch):
+    weights = UNetLossWeights(semantic_share=share, null_share=0.0)
+    objective = UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+    batch = batch_of(objective)
+    text = objective.frozen["text"].token_features(CAPTIONS)
+    generated = objective.frozen["semantic"].decode(batch["semantic_indices"])
+    unused = objective.frozen["text" if share else "semantic"]
+    monkeypatch.setattr(unused, "token_features" if share else "decode", None)  # a call would raise
+    torch.testing.assert_close(objective.conditions(batch), generated if share else text)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_unet_steps_see_one_window_of_latents_and_guides(share, monkeypatch):
+    objective = UNetObjective(text_decoder(), small_semantic(), UNetLossWeights(crop=2, crop_share=share))
+    batch = batch_of(objective)
+    guides = torch.arange(4.0).view(4, 1, 1, 1) + batch["latents"]
+    monkeypatch.setattr(objective, "guide_latents", lambda prefixes: guides)
+    objective.frozen["guide"] = torch.nn.Identity()
+    seen = {}
+
+    def denoise(latents, timesteps, condition, guide_latents, restores):
+        seen.update(latents=latents, guides=guide_latents)
+        return torch.zeros(len(latents)), latents
+
+    monkeypatch.setattr(objective, "denoise", denoise)
+    objective({**batch, "guide_latents": None}, 0)
+    side = 2 if share else batch["latents"].shape[-1]
+    assert seen["latents"].shape[-2:] == seen["guides"].shape[-2:] == (side, side)
+    expected = torch.arange(4.0).view(4, 1, 1, 1).expand_as(seen["latents"])
+    torch.testing.assert_close(seen["guides"] - seen["latents"], expected)  # both cut at the same place
+
+
 def test_the_sentence_term_tells_captions_apart():
     """Four images, four captions: with it each image's mean generation embedding is nearest to its own caption's."""
     objective = build("quantize").train()
