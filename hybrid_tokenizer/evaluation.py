@@ -391,6 +391,7 @@ def evaluate_rows(
 ) -> list[Evaluation]:
     """`evaluate` for each tokenizer, then every row's paired differences to the one called `compare_to`, if it is there.
 
+    A tokenizer with an attribute `compare_to` of its own is compared to the row of that name instead.
     Rows that `store` already has are taken from it, the others are kept there.
     """
     evaluations = []
@@ -401,11 +402,13 @@ def evaluate_rows(
             if store is not None and rank_and_world_size()[0] == 0:
                 store.write(tokenizer.name, done)
         evaluations.append(done)
-    reference = next((done for done in evaluations if done.row["method"] == compare_to), None)
-    for done in evaluations:
+    by_name = {done.row["method"]: done for done in evaluations}
+    for tokenizer, done in zip(tokenizers, evaluations, strict=True):
         done.row.update(published_values(done.row))
+        other = getattr(tokenizer, "compare_to", compare_to)
+        reference = by_name.get(other)
         if reference is not None and done is not reference:
-            done.row["difference_to"] = compare_to
+            done.row["difference_to"] = other
             done.row["differences"] = paired_differences(done, reference, metrics)
     return evaluations
 

@@ -78,15 +78,15 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     table = [["method", *(COLUMNS[key][0] for key in keys)]]
     table += [[row["method"], *(cell(row, key) for key in keys)] for row in rows]
     text = _markdown_table(table)
-    compared = [row for row in rows if row.get("differences")]
-    if compared:
+    references = dict.fromkeys(row["difference_to"] for row in rows if row.get("differences"))
+    for reference in references:
+        compared = [row for row in rows if row.get("differences") and row["difference_to"] == reference]
         keys = [key for key in COMPARED if any(key in row["differences"] for row in compared)]
         table = [["method", *(COLUMNS[key][0] for key in keys)]]
         table += [
             [row["method"], *(_difference(row["differences"].get(key), max(3, COLUMNS[key][1])) for key in keys)]
             for row in compared
         ]
-        reference = compared[0]["difference_to"]
         text += f"\nMinus `{reference}` on the same images, with the 95 % bootstrap interval of the mean:\n\n"
         text += _markdown_table(table)
     noted: dict[str, list[str]] = {}

@@ -196,6 +196,10 @@ def test_paired_differences(images):
     assert difference["n"] == 7 and difference["interval"][0] < difference["mean"] < difference["interval"][1]
     rows = [done.row for done in evaluate_rows([Identity(), Noisy()], images, METRICS, "noisy", **QUIET)]
     assert "ssim" in rows[0]["differences"] and "psnr" not in rows[0]["differences"] and "differences" not in rows[1]
+    noisy = Noisy()
+    noisy.compare_to = "identity"
+    same, other = (done.row for done in evaluate_rows([Identity(), noisy], images, METRICS, "noisy", **QUIET))
+    assert same["difference_to"] == "noisy" and other["difference_to"] == "identity"  # its own comes first
 
 
 def test_references_are_the_centre_squares_and_survive_a_full_cache(monkeypatch, images):

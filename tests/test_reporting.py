@@ -37,6 +37,13 @@ def test_markdown_shows_values_and_reasons():
     assert "MS-SSIM" not in text  # no row has a value
 
 
+def test_rows_with_other_references_get_a_table_each():
+    alone = {**ROWS[1], "method": "semantic_only_wrong_semantics", "difference_to": "semantic_only"}
+    first, second = to_markdown([*ROWS, alone]).split("Minus ")[1:]
+    assert first.startswith("`hybrid`") and "guide_only" in first and alone["method"] not in first
+    assert second.startswith("`semantic_only`") and alone["method"] in second
+
+
 def test_latex_escapes():
     text = to_latex(ROWS)
     assert r"guide\_only & 20.12" in text and r"$\infty$" in text and r"\bottomrule" in text

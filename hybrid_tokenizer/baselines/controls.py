@@ -256,9 +256,17 @@ class GuideOnly(HybridRow):
 
 
 class WrongSemantics(HybridRow):
-    """`hybrid_wrong_semantics`: the image's guide tokens with the next image's semantic tokens."""
+    """`hybrid_wrong_semantics`: the image's guide tokens with the next image's semantic tokens.
+
+    `semantic_only_wrong_semantics`: the next image's semantic tokens alone, to be compared to `semantic_only`.
+    """
 
     needs_next = True
+
+    def __init__(self, hybrid: Branches, *, use_guide: bool = True):
+        of = "hybrid" if use_guide else "semantic_only"
+        super().__init__(hybrid, f"{of}_wrong_semantics", use_guide=use_guide)
+        self.compare_to = of
 
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
         """With the semantic tokens of a built-in photograph."""
@@ -315,8 +323,9 @@ def control_rows(hybrid: Branches, variants: list[HybridRow] | None = None) -> l
         LosslessGuide(hybrid.guide.config.guide_size),
         GuideOnly(hybrid),
         HybridRow(hybrid, "semantic_only", use_guide=False),
+        WrongSemantics(hybrid, use_guide=False),
         HybridRow(hybrid, "guide_tokens_null_condition", use_semantic=False),
-        WrongSemantics(hybrid, "hybrid_wrong_semantics"),
+        WrongSemantics(hybrid),
         plain,
         *(variants or []),
     ]

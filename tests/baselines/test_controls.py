@@ -19,8 +19,8 @@ from hybrid_tokenizer.images import fit_square, from_pil, resize_area, resize_bi
 from hybrid_tokenizer.protocol import ImageTokenizer, PairTokenizer
 
 NAMES = [
-    "identity", "unrelated", "lossless_guide", "guide_only", "semantic_only", "guide_tokens_null_condition",
-    "hybrid_wrong_semantics", "hybrid", "codec",
+    "identity", "unrelated", "lossless_guide", "guide_only", "semantic_only", "semantic_only_wrong_semantics",
+    "guide_tokens_null_condition", "hybrid_wrong_semantics", "hybrid", "codec",
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_every_control_is_a_row_of_the_protocol(rows):
     assert list(rows) == NAMES
     assert all(isinstance(row, ImageTokenizer) for row in rows.values())
     pairs = [name for name, row in rows.items() if isinstance(row, PairTokenizer)]
-    assert pairs == ["unrelated", "hybrid_wrong_semantics"]
+    assert pairs == ["unrelated", "semantic_only_wrong_semantics", "hybrid_wrong_semantics"]
     assert pairs == [name for name, row in rows.items() if getattr(row, "needs_next", False)]
 
 
@@ -81,6 +81,7 @@ def test_decodes_its_tokens_to_the_size_asked_for(rows, name, images):
         ("lossless_guide", 16 * 24),
         ("guide_only", 24),
         ("semantic_only", 32),
+        ("semantic_only_wrong_semantics", 32),
         ("guide_tokens_null_condition", 24),
         ("hybrid_wrong_semantics", 56),
         ("hybrid", 56),
@@ -156,6 +157,8 @@ def test_each_kind_of_token_alone(rows, hybrid, images):
     assert torch.equal(wrong.guide_indices[0], whole.guide_indices[0])
     assert torch.equal(wrong.semantic_indices, whole.semantic_indices.roll(-1, 0))
     assert not torch.equal(wrong.semantic_indices, whole.semantic_indices)
+    alone = rows["semantic_only_wrong_semantics"].encode_pair(images, images.roll(-1, 0))
+    assert alone.guide_indices is None and torch.equal(alone.semantic_indices, wrong.semantic_indices)
 
 
 def test_semantic_only_starts_from_pure_noise(rows, hybrid, images):

@@ -6,8 +6,8 @@ from hybrid_tokenizer.baselines.rows import rows_by_name, variant_row
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 CONTROLS = [
-    "identity", "unrelated", "lossless_guide", "guide_only", "semantic_only", "guide_tokens_null_condition",
-    "hybrid_wrong_semantics", "hybrid", "codec",
+    "identity", "unrelated", "lossless_guide", "guide_only", "semantic_only", "semantic_only_wrong_semantics",
+    "guide_tokens_null_condition", "hybrid_wrong_semantics", "hybrid", "codec",
 ]  # fmt: skip
 
 
