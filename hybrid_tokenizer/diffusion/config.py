@@ -143,10 +143,14 @@ class DiffusionConfig:
             raise HybridTokenizerError(
                 f"num_condition_tokens is {self.num_condition_tokens}, expected at least 1; Branch II makes 77"
             )
-        for name in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type"):
-            if self.unet.get(name) not in (None, "text"):  # "text" pools the condition itself and wants nothing more
+        added = {
+            name: self.unet.get(name) for name in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")
+        }
+        for name, kind in added.items():
+            pools_condition = name == "addition_embed_type" and kind == "text"
+            if kind is not None and not pools_condition:
                 raise HybridTokenizerError(
-                    f"the U-Net has {name}={self.unet[name]!r}, expected none: it wants more than the generation "
+                    f"the U-Net has {name}={kind!r}, expected none: it wants more than the generation "
                     "embeddings; use a Stable Diffusion 1.x or 2.x text-to-image model"
                 )
         channels = (self.unet.get("in_channels", 4), self.unet.get("out_channels", 4))
