@@ -52,7 +52,7 @@ def draw_curves(runs: dict[str, Curves]) -> bytes:
     for block, height, (run, curves) in zip(blocks, heights, runs.items(), strict=True):
         block.suptitle(run, x=0.01, ha="left", fontweight="bold")
         panels = block.subplots(height, COLUMNS, squeeze=False).ravel()
-        for panel, (name, points) in zip(panels, curves.items(), strict=False):
+        for panel, (name, points) in zip(panels[: len(curves)], curves.items(), strict=True):
             judged = name.startswith(VALIDATION)
             steps, values = zip(*points, strict=True)
             panel.plot(steps, values, color="C1" if judged else "C0", marker="." if judged else None, linewidth=1)

@@ -264,7 +264,7 @@ class HybridTokenizer:
         return self
 
     def compile(self, mode: str = "default", backend: str = "inductor") -> "HybridTokenizer":
-        """torch.compile for the networks of all branches, in place; each new shape compiles anew, once, for a minute or so.
+        """torch.compile for the networks of all branches, in place; each new shape compiles anew, once.
 
         Results agree up to rounding: a token on the border between two codes may be the other one.
         """

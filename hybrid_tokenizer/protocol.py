@@ -5,7 +5,7 @@ Evaluation encodes a row that is a `PairTokenizer` with `encode_pair(images, nex
 (the last image's is the first). A generator belongs to one call: an image's result is a function of the generator's state
 and of its own tokens, so passing `torch.Generator().manual_seed(seed)` anew for every batch keeps results independent of
 the batch size. A row whose optional attribute `deterministic` is true gives the same images for every generator: one
-seed is enough for it.
+seed is enough for it. A row whose optional attribute `compare_to` names another row is compared to that one.
 """
 
 from typing import Any, Protocol, runtime_checkable

@@ -312,7 +312,7 @@ def harness_ssim_psnr(bench: Bench) -> dict[str, Any]:
     """The paper's two measures alone, on a tokenizer that costs nothing."""
     metrics = [Metric("ssim", pixel.ssim), Metric("psnr", pixel.psnr)]
     photographs = sample_photographs()
-    names = [f"{name} {copy}" for copy in range(HARNESS_COPIES) for name in photographs]
+    names = [f"{name} {i}" for i in range(HARNESS_COPIES) for name in photographs]
     images = EvalImages(names, lambda name: photographs[name.split()[0]], bench.config.image_size, progress=False)
     notes = {
         "ours_is": f"evaluate with SSIM and PSNR and their intervals, batch {bench.config.batch_size}",

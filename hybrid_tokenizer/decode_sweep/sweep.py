@@ -184,8 +184,8 @@ def plot(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> bytes:
                 )  # fmt: skip
                 for row in points:
                     panel.annotate(f"{row['strength']:g}", (row["psnr"], row[key]), fontsize=6, xytext=(3, 3), textcoords="offset points")  # fmt: skip
-        for row, marker in zip([row for row in rows if "start" not in row], ("*", "x"), strict=False):
-            panel.plot(row["psnr"], row[key], marker, color="black", ms=8, label=row["method"])
+        for i, row in enumerate(row for row in rows if "start" not in row):
+            panel.plot(row["psnr"], row[key], "*x+"[i % 3], color="black", ms=8, label=row["method"])
         panel.plot(chosen["psnr"], chosen[key], "o", ms=13, mfc="none", mec="black", label="recommended")
         panel.set_xlabel("PSNR, dB")
         panel.set_ylabel(label)

@@ -49,7 +49,7 @@ class EfficientNetDistance(nn.Module):
         self.blocks = network._blocks
         strided = [max(block._depthwise_conv.stride) > 1 for block in self.blocks]
         self._stage_ends = {i for i in range(len(strided)) if i + 1 == len(strided) or strided[i + 1]}
-        self.requires_grad_(False).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        self.requires_grad_(False).to(memory_format=torch.channels_last)  # faster on a CPU
         self.train(False)
 
     def train(self, mode: bool = True) -> "EfficientNetDistance":
