@@ -269,11 +269,13 @@ class HybridTokenizer:
         Results agree up to rounding: a token on the border between two codes may be the other one.
         """
         self.diffusion.compile_unet(mode, backend)
-        for network in (
-            self.guide.encoder, self.guide.decoder, self.semantic.vision, self.semantic.causal_qformer,
+        networks = [
+            self.guide.encoder, self.guide.decoder, self.guide.refiner, self.semantic.vision, self.semantic.causal_qformer,
             self.diffusion.vae.encoder, self.diffusion.vae.decoder,
-        ):  # fmt: skip
-            network.compile(backend=backend, mode=mode if backend == "inductor" else None)
+        ]  # fmt: skip
+        for network in networks:
+            if network is not None:  # not every guide has a refiner
+                network.compile(backend=backend, mode=mode if backend == "inductor" else None)
         return self
 
     def _slice_vae(self) -> None:

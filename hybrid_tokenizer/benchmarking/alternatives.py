@@ -37,7 +37,7 @@ class PlainPipeline:
     def encode_one(
         self, image: Float[Tensor, "1 3 h w"]
     ) -> tuple[Int[Tensor, "1 32"], tuple[Int[Tensor, "1 _ _"], ...]]:
-        """SEED's structure in plain transformers calls, and the guide's in plain diffusers calls."""
+        """SEED's structure in plain transformers calls, and the guide's in plain diffusers calls and torch.cdist."""
         semantic, guide = self.semantic, self.guide
         side = semantic.config.image_size
         pixels = F.interpolate(image, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
@@ -52,10 +52,15 @@ class PlainPipeline:
             query_embeds=queries, attention_mask=mask, encoder_hidden_states=features
         ).last_hidden_state
         semantic_indices = nearest(semantic.encode_task(outputs), codebook(semantic))
-        if guide.config.guide_scales is not None or guide.linear_path is not None:  # these have no plain form
-            return semantic_indices, guide.encode(image)
-        encoded = guide.quant_conv(guide.encoder(guide.stem(image.to(guide.quant_conv.weight.dtype))))
-        return semantic_indices, (nearest(encoded.permute(0, 2, 3, 1), codebook(guide)),)
+        features, codes = guide.features(image).float(), codebook(guide)
+        if guide.config.guide_scales is None:
+            return semantic_indices, (nearest(features, codes),)
+        size = (features.shape[1], features.shape[2])
+        rest, grids = features, []
+        for scale, scale_size in enumerate(guide.config.scale_sizes(size)):
+            grids.append(nearest(guide.to_scale(rest, scale_size, scale), codes))
+            rest = rest - guide.to_full_grid(codes[grids[-1]], size, scale)
+        return semantic_indices, tuple(grids)
 
     @torch.no_grad()
     def decode(

@@ -207,13 +207,13 @@ class GuideTokenizer(nn.Module):
                 f"guide grids {given} are not the first scales {sizes} of a {grid_size[0]}x{grid_size[1]} grid; "
                 "pass grid_size=(h, w) of the full grid"
             )
-        total = sum(self._to_full_grid(self.quantizer.codes(grid), grid_size, i) for i, grid in enumerate(grids))
+        total = sum(self.to_full_grid(self.quantizer.codes(grid), grid_size, i) for i, grid in enumerate(grids))
         return self._decode_in_chunks(total)
 
     def _decode_in_chunks(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
         return in_chunks(self.decode_quantized, quantized, full_resolution_chunk(quantized.device))
 
-    def _to_full_grid(
+    def to_full_grid(
         self, codes: Float[Tensor, "b _ _ d"], size: tuple[int, int], scale: int
     ) -> Float[Tensor, "b h w d"]:
         """Codes of the scale of that number as features of the full grid."""
@@ -225,7 +225,7 @@ class GuideTokenizer(nn.Module):
         resized = F.interpolate(planes, size=size, mode=self.config.scale_interpolation, align_corners=False)
         return rearrange(resized, "b d h w -> b h w d")
 
-    def _to_scale(
+    def to_scale(
         self, features: Float[Tensor, "b h w d"], size: tuple[int, int], scale: int
     ) -> Float[Tensor, "b _ _ d"]:
         """What the scale of that number quantizes of features of the full grid; the features themselves at full size."""
@@ -247,9 +247,9 @@ class GuideTokenizer(nn.Module):
         subtracted = torch.zeros_like(features)
         scales = []
         for scale, scale_size in enumerate(self.config.scale_sizes(size)):
-            residual = self._to_scale(features - subtracted, scale_size, scale)
+            residual = self.to_scale(features - subtracted, scale_size, scale)
             codes, indices = self.quantizer.lookup(residual.detach())
-            subtracted = subtracted + self._to_full_grid(codes.detach(), size, scale)
+            subtracted = subtracted + self.to_full_grid(codes.detach(), size, scale)
             scales.append((residual, indices))
         return scales
 
@@ -269,12 +269,12 @@ class GuideTokenizer(nn.Module):
         grids = []
         for scale, residual in enumerate(inputs):
             height, width = residual.shape[1:3]
-            up = self._to_full_grid(rearrange(codes[scale], "b (h w) d -> b h w d", h=height), size, scale)
+            up = self.to_full_grid(rearrange(codes[scale], "b (h w) d -> b h w d", h=height), size, scale)
             total = total + up * (kept > scale).to(up.dtype)[:, None, None, None]
             grids.append(indices[scale].reshape(batch, height, width))
             if scale + 1 < len(inputs):
                 # what a shortened code can carry; the gradient of what it can not would let the features grow without end
-                coarse = self._to_full_grid(self._to_scale(features, (height, width), scale), size, scale)
+                coarse = self.to_full_grid(self.to_scale(features, (height, width), scale), size, scale)
                 carrier = torch.where((kept == scale + 1)[:, None, None, None], coarse, carrier)
         quantized = carrier + (total - carrier).detach()
         return flat._replace(quantized=quantized, indices=grids[-1]), tuple(grids)

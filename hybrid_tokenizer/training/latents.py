@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from hybrid_tokenizer.data.training import CropConfig, random_crop
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
-from hybrid_tokenizer.images import from_pil, full_resolution_chunk, resize_bicubic
+from hybrid_tokenizer.images import from_pil, full_resolution_chunk, resize_bicubic, to_uint8
 from hybrid_tokenizer.semantic import SemanticTokenizer
 
 
@@ -34,9 +34,10 @@ class LatentStream(Dataset):
         captions: Sequence[tuple[str, ...]],
         seed: int,
         guide_latents: Float[Tensor, "n s c h w"] | None = None,
+        pixels: UInt8[Tensor, "n 3 H W"] | None = None,
     ):
         self.latents, self.semantic_indices, self.captions, self.seed = latents, semantic_indices, list(captions), seed
-        self.guide_latents = guide_latents
+        self.guide_latents, self.pixels = guide_latents, pixels
 
     def guide_residual(self) -> Float[Tensor, "c"]:
         """Variance a channel of the latents minus those of the whole guide."""
@@ -48,12 +49,17 @@ class LatentStream(Dataset):
         row = order[position]
         captions = self.captions[row]
         guides = {} if self.guide_latents is None else {"guide_latents": self.guide_latents[row].float()}
-        return guides | {
-            "latents": self.latents[row].float(),
-            "semantic_indices": self.semantic_indices[row].long(),
-            "captions": captions[np.random.default_rng((self.seed, 1, draw)).integers(len(captions))],
-            "skipped": [],
-        }
+        pixels = {} if self.pixels is None else {"pixels": self.pixels[row]}
+        return (
+            guides
+            | pixels
+            | {
+                "latents": self.latents[row].float(),
+                "semantic_indices": self.semantic_indices[row].long(),
+                "captions": captions[np.random.default_rng((self.seed, 1, draw)).integers(len(captions))],
+                "skipped": [],
+            }
+        )
 
 
 def cache_latents(
@@ -66,9 +72,10 @@ def cache_latents(
     semantic: SemanticTokenizer | None,
     guide: GuideTokenizer | None = None,
     bf16: bool = False,
+    pixels: bool = False,
 ) -> LatentStream:
     """`views` random crops of each item as latents (fp16), semantic tokens and latents of the guide, kept in `folder` for
-    the next start.
+    the next start; with `pixels` the crops themselves too, in 8 bits.
 
     Each of the files is made anew for other images, crops or weights. Without a semantic tokenizer the indices are empty.
     `bf16` encodes images and guides under autocast: several times faster, and semantic tokens stay exact.
@@ -76,7 +83,8 @@ def cache_latents(
     """
     crops = [[str(item_path(item)) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
     normalised = [decoder.config.latent_shift, decoder.config.latent_scale]
-    vae = [state_hash(decoder.vae), normalised, bf16]
+    # the decoder may train, and is nothing to what is encoded
+    vae = [[state_hash(part) for name, part in decoder.vae.named_children() if name != "decoder"], normalised, bf16]
     autocast = torch.autocast(decoder.device.type, torch.bfloat16, enabled=bf16)
     latents, kept = cached(
         folder / "latents.safetensors",
@@ -118,8 +126,16 @@ def cache_latents(
             ),
         )
         check_same(kept, kept_too, folder)
+    crop_pixels = None
+    if pixels:
+        crop_pixels, kept_too = cached(
+            folder / "pixels.safetensors",
+            [crops],
+            lambda: encode_views(items, crop, views, seed, "pixels", to_uint8),
+        )
+        check_same(kept, kept_too, folder)
     captions = [item_captions(items[index]) for index in kept.tolist() for _ in range(views)]
-    return LatentStream(latents, indices, captions, seed, guide_latents)
+    return LatentStream(latents, indices, captions, seed, guide_latents, crop_pixels)
 
 
 def check_same(kept: Int[Tensor, "k"], kept_too: Int[Tensor, "l"], folder: Path) -> None:

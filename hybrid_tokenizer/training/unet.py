@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
 
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.diffusion.ddim import predict_original, q_sample, training_target
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.images import from_uint8
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.semantic import SemanticTokenizer
@@ -35,7 +36,8 @@ class UNetObjective(Objective):
     text tower's answer to the empty caption; without it the decoder keeps its own.
     With `guide` the U-Net also reads the latents of the decoded guide; a decoder that does not yet is widened for it, and
     computes the same as before (`DiffusionDecoder.add_guide_conditioning`).
-    With a `perceptual` weight the clean latents that each prediction stands for are decoded too, and compared by features.
+    With a `perceptual` or `pixel` weight the clean latents that each prediction stands for are decoded too, and compared
+    with the photograph.
     """
 
     def __init__(
@@ -57,9 +59,13 @@ class UNetObjective(Objective):
             raise HybridTokenizerError("the decoder reads guides, and no guide tokenizer is given; give guide_folder")
         if text is not None:
             decoder.set_null_condition(text.token_features([""]))
-        self.decoder = (decoder,)  # a tuple: its U-Net is `model`, its VAE is frozen, neither must be registered twice
-        self.model, self.weights = decoder.unet, weights
-        helpers = {"vae": decoder.vae, "text": text, "semantic": semantic, "guide": guide}
+        self.decoder = (decoder,)  # a tuple: its parts are `model` or frozen, and none must be registered twice
+        self.weights = weights
+        vae = {f"vae_{name}": part for name, part in decoder.vae.named_children()}
+        self.model: nn.Module = decoder.unet
+        if weights.vae_decoder:
+            self.model = nn.ModuleDict({"unet": decoder.unet, "vae_decoder": vae.pop("vae_decoder")})
+        helpers = {**vae, "text": text, "semantic": semantic, "guide": guide}
         if guide is not None or weights.perceptual or weights.pixel:
             helpers["perceptual"] = EfficientNetDistance("lite0")
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
@@ -76,8 +82,9 @@ class UNetObjective(Objective):
         views, seed = self.weights.views, training.seed
         self.frozen.to(memory_format=torch.channels_last)
         bf16 = choose_precision(training) == "bf16"
+        pixels = bool(self.weights.perceptual or self.weights.pixel)
         stream = cache_latents(
-            output_dir / "cache", items, data.crop, views, seed, self.decoder[0], semantic, guide, bf16
+            output_dir / "cache", items, data.crop, views, seed, self.decoder[0], semantic, guide, bf16, pixels
         )
         decoder = self.decoder[0]
         if self.weights.linear_path and decoder.config.guide_residual is None:
@@ -104,7 +111,7 @@ class UNetObjective(Objective):
         if restores is not None:
             noisy = select(restores, q_sample(guide_latents, torch.zeros_like(noise), levels), noisy)
         inputs = noisy if guide_latents is None else torch.cat([noisy, guide_latents], dim=1)
-        predicted = self.model(inputs, timesteps, encoder_hidden_states=condition).sample.float()
+        predicted = self.decoder[0].unet(inputs, timesteps, encoder_hidden_states=condition).sample.float()
         predicted = predicted + self.decoder[0].linear_part(noisy, guide_latents, levels)
         prediction_type = self.decoder[0].config.prediction_type
         target = training_target(latents, noise, levels, prediction_type)
@@ -115,13 +122,20 @@ class UNetObjective(Objective):
         return error, original
 
     def decoded_losses(
-        self, latents: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"]
+        self,
+        latents: Float[Tensor, "b c h w"],
+        original: Float[Tensor, "b c h w"],
+        pixels: UInt8[Tensor, "b 3 H W"],
     ) -> dict[str, Float[Tensor, ""]]:
-        """Feature distance and squared error of decoded windows; the VAE takes no gradient, its input does."""
-        window = random_window(latents.shape[-2:], self.weights.perceptual_window)
+        """Feature distance and squared error between a window of what `original` decodes to and of the photographs.
+
+        Where the VAE's decoder trains, it also decodes some of the true latents, in the place of `original`.
+        """
         decoder = self.decoder[0]
-        with torch.no_grad():
-            target = decoder.decode_latents(latents[window])
+        window = random_window(latents.shape[-2:], self.weights.perceptual_window)
+        target = from_uint8(pixels[enlarged(window, decoder.config.vae_factor)])
+        if self.weights.vae_decoder:
+            original = select(torch.rand(len(latents)) < self.weights.vae_share, latents, original)
         decoded = decoder.decode_latents(original[window])
         return {
             "perceptual": self.frozen["perceptual"](decoded, target).mean(),
@@ -148,11 +162,12 @@ class UNetObjective(Objective):
         return select(torch.rand(count) < self.weights.guide_dropout, torch.zeros_like(chosen), chosen)
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        latents = batch["latents"]
+        latents, pixels = batch["latents"], batch.get("pixels")
         guide_latents = self.guide_latents(batch["guide_latents"]) if "guide" in self.frozen else None
         if self.weights.crop and torch.rand(()) < self.weights.crop_share:
             window = random_window(latents.shape[-2:], self.weights.crop)
             latents = latents[window]
+            pixels = None if pixels is None else pixels[enlarged(window, self.decoder[0].config.vae_factor)]
             guide_latents = None if guide_latents is None else guide_latents[window]
         count = len(self.alphas_cumprod)
         draws = (count * torch.rand(len(latents)) ** self.weights.timestep_power).long()
@@ -165,7 +180,7 @@ class UNetObjective(Objective):
         losses = {"denoising": errors.mean()}
         total = losses["denoising"]
         if self.weights.perceptual or self.weights.pixel:
-            losses |= self.decoded_losses(latents, original)
+            losses |= self.decoded_losses(latents, original, pixels)
             total = total + self.weights.perceptual * losses["perceptual"] + self.weights.pixel * losses["pixel"]
         return {**losses, "total": total}
 
@@ -200,7 +215,8 @@ class UNetObjective(Objective):
             if guide_latents is not None:
                 start = decoder.decode_latents(guide_latents).clamp(-1, 1)
                 restored = self.rendered(start, best, RESTORING_STRENGTH)
-                for name, result in (("guide", start), ("restored", restored)):
+                round_trip = decoder.decode_latents(latents).clamp(-1, 1)
+                for name, result in (("guide", start), ("restored", restored), ("vae", round_trip)):
                     values.setdefault(f"psnr_{name}", []).append(psnr(result, images))
                     distance = efficientnet_distance(self.frozen["perceptual"], result, images)
                     values.setdefault(f"effnet_lite0_distance_{name}", []).append(distance)
@@ -232,6 +248,11 @@ def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:
     side = min(side, *size)
     top, left = (int(torch.randint(whole - side + 1, ())) for whole in size)
     return (..., slice(top, top + side), slice(left, left + side))
+
+
+def enlarged(window: tuple[Any, ...], factor: int) -> tuple[Any, ...]:
+    """The pixels of a window of latents."""
+    return (..., *(slice(factor * part.start, factor * part.stop) for part in window[1:]))
 
 
 def select(

@@ -1,6 +1,6 @@
 """Loss weights and choices of the stages. The losses themselves leave the branches unweighted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic.losses import QuantizeWeights
@@ -57,9 +57,11 @@ class UNetLossWeights:
     `null_share` of the conditions is the null condition (for guidance), `semantic_share` of the rest Branch II's
     generation embeddings when a semantic tokenizer is given. Latents and semantic tokens are cached for `views` crops an image.
     With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
-    `perceptual` weighs the feature distance between what the predicted and the true latents decode to, on one window of
-    `perceptual_window` latents a side; noise prediction alone is content with a blur.
+    `perceptual` weighs the feature distance between what the predicted latents decode to and the photograph, on one window
+    of `perceptual_window` latents a side; noise prediction alone is content with a blur.
     `pixel` weighs the mean squared error of these windows.
+    `vae_decoder` trains the VAE's decoder by these two as well: only it can draw what latents can not say. `vae_share` of
+    the images then decode their true latents, so that it stays a decoder of any.
     Timesteps are 1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
     `restore_share` of the images that have a guide show the guide's own latents in place of noised true ones, at the
     signal of the timestep and without noise, which is where `inversion_condition: guide` starts from; their error is that of
@@ -77,6 +79,8 @@ class UNetLossWeights:
     perceptual: float = 0.0
     perceptual_window: int = 16
     pixel: float = 0.0
+    vae_decoder: bool = False
+    vae_share: float = 0.2
     restore_share: float = 0.0
     timestep_power: float = 1.0
     crop: int = 0
@@ -84,8 +88,7 @@ class UNetLossWeights:
     linear_path: bool = False
 
     def __post_init__(self) -> None:
-        shares = ("null_share", "semantic_share", "guide_dropout", "prefix_dropout", "restore_share", "crop_share")
-        for name in shares:
+        for name in (f.name for f in fields(self) if f.name.endswith(("_share", "_dropout"))):
             if not 0 <= getattr(self, name) <= 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be a share in [0, 1]")
         for name in ("views", "perceptual_window"):

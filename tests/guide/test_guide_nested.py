@@ -81,7 +81,7 @@ def test_more_scales_come_nearer_to_the_features():
         features = tokenizer.features(batch)
         total, errors = torch.zeros_like(features), []
         for scale, (_, indices) in enumerate(tokenizer._residual_scales(features)):
-            total = total + tokenizer._to_full_grid(tokenizer.quantizer.codes(indices), (16, 16), scale)
+            total = total + tokenizer.to_full_grid(tokenizer.quantizer.codes(indices), (16, 16), scale)
             errors.append((features - total).square().mean().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.25 * errors[0]

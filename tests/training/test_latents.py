@@ -10,6 +10,7 @@ from training_runs import picture
 from hybrid_tokenizer.data import CaptionedImage
 from hybrid_tokenizer.data.training import CropConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import from_uint8
 from hybrid_tokenizer.training.latents import cache_latents
 
 CROP = CropConfig(size=32)
@@ -59,8 +60,20 @@ def test_what_changed_is_made_anew(items, hybrid, tmp_path, capfd):
     assert made(seed=1) == both and made(seed=1, crop=CropConfig(size=32, flip=False)) == both
     made()
     with torch.no_grad():
-        next(hybrid.diffusion.vae.parameters()).add_(1)
+        next(hybrid.diffusion.vae.decoder.parameters()).add_(1)
+        assert made() == set(), "what decodes is nothing to what is encoded"
+        next(hybrid.diffusion.vae.encoder.parameters()).add_(1)
     assert made() == {"latents"}
+
+
+def test_pixels_are_those_of_the_latents(items, hybrid, tmp_path):
+    stream = cache_latents(tmp_path / "cache", items, CROP, 2, 0, hybrid.diffusion, None, pixels=True)
+    for draw in range(10):
+        sample = stream[draw]
+        assert sample["pixels"].dtype == torch.uint8 and sample["pixels"].shape == (3, 32, 32)
+        encoded = hybrid.diffusion.encode_latents(from_uint8(sample["pixels"])[None])[0]
+        torch.testing.assert_close(sample["latents"], encoded, rtol=2e-2, atol=2e-2)  # 8 bits, and fp16
+    assert "pixels" not in cache_latents(tmp_path / "cache", items, CROP, 2, 0, hybrid.diffusion, None)[0]
 
 
 def test_latents_and_tokens_of_different_images_are_refused(items, hybrid, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from small import noise_images, small_hybrid
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.images import from_uint8, to_uint8
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
@@ -45,7 +46,11 @@ def batch_of(objective):
     batch = {"images": images, "captions": CAPTIONS, "skipped": []}
     if isinstance(objective, UNetObjective):
         tokens = objective.frozen["semantic"].encode(images)
-        batch |= {"latents": objective.decoder[0].encode_latents(images), "semantic_indices": tokens}
+        batch |= {
+            "latents": objective.decoder[0].encode_latents(images),
+            "semantic_indices": tokens,
+            "pixels": to_uint8(images),
+        }
     return batch
 
 
@@ -55,15 +60,17 @@ def build(stage):
         return GuideObjective(small_hybrid(nested=True).guide, GuideLossWeights(perceptual=0.1))
     if stage == "vae":
         return VAEObjective(small_hybrid().diffusion, VAELossWeights())
-    if stage == "unet":
-        weights = UNetLossWeights(perceptual=0.05, timestep_power=1.5)
+    if stage.startswith("unet"):
+        weights = UNetLossWeights(
+            perceptual=0.05, pixel=1.0, timestep_power=1.5, vae_decoder=stage == "unet_and_vae_decoder"
+        )
         return UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
     if stage == "quantize":
         return QuantizeObjective(small_semantic(), QuantizeStage(sentence=0.2))
     return SentenceContrastive(small_semantic(), ContrastiveWeights(label_smoothing=0.0, feature_width=32))
 
 
-@pytest.mark.parametrize("stage", ["guide", "vae", "unet", "contrastive", "quantize"])
+@pytest.mark.parametrize("stage", ["guide", "vae", "unet", "unet_and_vae_decoder", "contrastive", "quantize"])
 def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     objective = build(stage)
     batch = batch_of(objective)
@@ -82,6 +89,12 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     assert max(totals[-3:]) < 0.9 * totals[0]
 
     after = objective.state_dict()
+    if stage.startswith("unet"):
+        vae = objective.decoder[0].vae
+        assert all(
+            not weight.requires_grad for name, weight in vae.named_parameters() if not name.startswith("decoder.")
+        )
+        assert all(weight.requires_grad == (stage == "unet_and_vae_decoder") for weight in vae.decoder.parameters())
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert not [key for key in moved if key.startswith("frozen.")]
     assert {key for key, value in objective.named_parameters() if value.requires_grad} <= moved
@@ -96,7 +109,7 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     if judged.pictures is not None:
         assert judged.pictures.shape[2:] == (3, 32, 32) and judged.pictures.isfinite().all()
     objective.export(tmp_path / "final", [batch])
-    component = objective.decoder[0] if stage in ("vae", "unet") else objective.model
+    component = objective.decoder[0] if stage.startswith(("vae", "unet")) else objective.model
     mine = component.state_dict()
     for key, value in type(component).from_pretrained(tmp_path / "final").state_dict().items():
         assert torch.equal(value, mine[key]), key
@@ -133,6 +146,38 @@ def test_unet_steps_see_one_window_of_latents_and_guides(share, monkeypatch):
     assert seen["latents"].shape[-2:] == seen["guides"].shape[-2:] == (side, side)
     expected = torch.arange(4.0).view(4, 1, 1, 1).expand_as(seen["latents"])
     torch.testing.assert_close(seen["guides"] - seen["latents"], expected)  # both cut at the same place
+
+
+@pytest.mark.parametrize("crop", [0, 4])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_decoded_losses_compare_with_the_photograph_at_the_same_place(share, crop, monkeypatch):
+    """A U-Net that knows the true latents, and a VAE that is exact: nothing is left to lose, wherever the windows lie."""
+    weights = UNetLossWeights(
+        pixel=1.0, perceptual=1.0, perceptual_window=3, crop=crop, vae_decoder=True, vae_share=share
+    )
+    objective = UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+    batch = batch_of(objective)
+    factor = objective.decoder[0].config.vae_factor
+    side = 8 * factor
+    coarse = to_uint8(noise_images(4, height=8, width=8))
+    batch["pixels"] = coarse.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    batch["latents"] = torch.cat([from_uint8(coarse), from_uint8(coarse)[:, :1]], dim=1)
+    assert batch["pixels"].shape[-2:] == (side, side)
+    monkeypatch.setattr(
+        objective.decoder[0], "decode_latents",
+        lambda latents: latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2),
+    )  # fmt: skip
+
+    def denoise(latents, *others):
+        return torch.zeros(len(latents)), latents if share == 0 else torch.zeros_like(latents)
+
+    monkeypatch.setattr(objective, "denoise", denoise)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        losses = objective(batch, 0)
+        assert losses["pixel"] == 0 and losses["perceptual"] < 1e-9
+    monkeypatch.setattr(objective, "denoise", lambda latents, *others: (torch.zeros(len(latents)), latents.roll(1, 0)))
+    assert (objective(batch, 0)["pixel"] > 0.01) == (share == 0)
 
 
 def test_the_sentence_term_tells_captions_apart():
