@@ -52,9 +52,9 @@ TINY_UNET: dict[str, Any] = {
 TINY_VAE: dict[str, Any] = {
     "block_out_channels": [16] * 4,
     "latent_channels": 16,
-    "block_decoder_channels": 128,
+    "decoder_channels": 128,
     # one over the deviation of each cosine coefficient on photographs
-    "block_decoder_gain": [1.1, 7.7, 6.8, 3.9, 8.3, 13, 13, 12, 25, 22, 45, 48, 18, 18, 19, 18],
+    "decoder_gain": [1.1, 7.7, 6.8, 3.9, 8.3, 13, 13, 12, 25, 22, 45, 48, 18, 18, 19, 18],
 }
 
 

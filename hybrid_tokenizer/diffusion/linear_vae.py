@@ -1,4 +1,4 @@
-"""The embedded preset's VAE: diffusers' tiny encoder and decoder added to a transform code."""
+"""The embedded preset's VAE: networks added to a transform code."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DecoderTiny, EncoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, EncoderTiny
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,12 +17,12 @@ from hybrid_tokenizer.linear_path import LinearPath
 
 
 class AutoencoderTinyLinear(ModelMixin, AutoencoderMixin, ConfigMixin):
-    """`AutoencoderTiny` whose networks learn what the lowest cosine coefficients of each block leave out.
+    """`AutoencoderTiny`'s encoder, and a decoder of blocks, that learn what the lowest cosine coefficients of a block leave out.
 
     Called and stored as diffusers' own. At step 0 it is the transform code: 28.5 dB at 16 channels on photographs, where
     `AutoencoderTiny` alone takes thousands of steps to pass 24 dB.
 
-    With `block_decoder_channels` the decoding network is a `BlockDecoder` of that width and `block_decoder_layers`.
+    `decoder_channels`, `decoder_layers` and `decoder_gain` are those of the `BlockDecoder`; no gain stands for ones.
     """
 
     @register_to_config
@@ -31,28 +31,18 @@ class AutoencoderTinyLinear(ModelMixin, AutoencoderMixin, ConfigMixin):
         latent_channels: int = 16,
         block_out_channels: Sequence[int] = (48, 48, 48, 48),
         num_encoder_blocks: Sequence[int] = (1, 3, 3, 3),
-        num_decoder_blocks: Sequence[int] = (3, 3, 3, 1),
+        decoder_channels: int = 128,
+        decoder_layers: int = 4,
+        decoder_gain: Sequence[float] | None = None,
         scaling_factor: float = 1.0,
-        block_decoder_channels: int = 0,
-        block_decoder_layers: int = 4,
-        block_decoder_gain: Sequence[float] | None = None,
     ):
         super().__init__()
         block = 2 ** (len(block_out_channels) - 1)
         self.encoder = EncoderTiny(3, latent_channels, num_encoder_blocks, block_out_channels, act_fn="relu")
-        self.decoder: nn.Module
-        if block_decoder_channels:
-            gain = [1.0] * latent_channels if block_decoder_gain is None else block_decoder_gain
-            self.decoder = BlockDecoder(gain, block, block_decoder_channels, block_decoder_layers)
-        else:
-            self.decoder = DecoderTiny(
-                latent_channels, 3, num_decoder_blocks, block_out_channels,
-                upsampling_scaling_factor=2, act_fn="relu", upsample_fn="nearest",
-            )  # fmt: skip
-            nn.init.zeros_(self.decoder.layers[-1].weight)  # at step 0 the networks add nothing
-            nn.init.constant_(self.decoder.layers[-1].bias, 0.5)  # it takes this from [0, 1] to [-1, 1]
+        gain = [1.0] * latent_channels if decoder_gain is None else decoder_gain
+        self.decoder = BlockDecoder(gain, block, decoder_channels, decoder_layers)
         self.linear_path = LinearPath(latent_channels, block)
-        nn.init.zeros_(self.encoder.layers[-1].weight)
+        nn.init.zeros_(self.encoder.layers[-1].weight)  # at step 0 the networks add nothing
         nn.init.zeros_(self.encoder.layers[-1].bias)
         self.use_slicing = False
         self.use_tiling = False
