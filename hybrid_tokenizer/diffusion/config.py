@@ -54,7 +54,7 @@ TINY_VAE: dict[str, Any] = {
     "latent_channels": 16,
     "decoder_channels": 128,
     # one over the deviation of each cosine coefficient on photographs
-    "decoder_gain": [1.1, 7.7, 6.8, 3.9, 8.3, 13, 13, 12, 25, 22, 45, 48, 18, 18, 19, 18],
+    "decoder_gain": [1.1, 7.7, 6.8, 3.9, 8.3, 13.0, 13.0, 12.0, 25.0, 22.0, 45.0, 48.0, 18.0, 18.0, 19.0, 18.0],
 }
 
 

@@ -12,7 +12,7 @@ from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.weights import UNetLossWeights
 
 SMALL = (
-    "diffusion.unet.block_out_channels=[32,32,32]", "diffusion.vae.block_out_channels=[8,8,8,8]",
+    "diffusion.unet.block_out_channels=[32,32,32]", "diffusion.vae.block_out_channels=[8,8,8,8]", "diffusion.vae.decoder_channels=8",
     "data.image_size=32", "data.val_at_least=4",
     "training.batch_size=2", "training.warmup_steps=0", "training.num_workers=0", "training.num_threads=1",
     "training.tracker=none", "training.progress=false",
@@ -85,7 +85,7 @@ def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
     options = (
         "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"semantic_folder={semantic_folder}",
         f"guide_folder={tmp_path / 'guide'}", "training.max_steps=3", f"output_dir={tmp_path / 'unet'}",
-        "unet.linear_path=true", "unet.perceptual=0.01", "unet.pixel=0.1", "unet.restore_share=0.5",
+        "unet.linear_path=true", "unet.perceptual=0.01", "unet.pixel=0.1", "unet.restore_share=0.5", "unet.vae_decoder=true",
     )  # fmt: skip
     error, stdout, stderr = script(*options, "training.max_minutes=1e-9")
     assert error is None and said(stdout)[0] == "starting from step 0" and "guides" in stderr, stderr
@@ -95,9 +95,17 @@ def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
     assert decoder.config.guide_conditioning and decoder.unet.config.in_channels == 32
     assert len(decoder.config.guide_residual) == 16 and min(decoder.config.guide_residual) > 0
     assert decoder.unet.conv_in.weight[:, 16:].abs().max() > 0, "the guide's weights start at zero and have moved"
+    assert decoder.vae.decoder.conv_out.weight.abs().max() > 0, "so has the VAE's decoder"
+    assert decoder.vae.encoder.layers[-1].weight.abs().max() == 0, "and its encoder not"
     rows = [json.loads(line) for line in (tmp_path / "unet" / "metrics.jsonl").read_text().splitlines()]
     judged = {name for row in rows for name in row if name.startswith("val_")}
-    assert {"val_error_no_guide", "val_error_other_guide", "val_psnr_restored", "val_psnr_guide"} <= judged
+    assert {
+        "val_error_no_guide",
+        "val_error_other_guide",
+        "val_psnr_restored",
+        "val_psnr_guide",
+        "val_psnr_vae",
+    } <= judged
 
 
 def test_a_trained_decoder_learns_to_read_guides(script, pairs, tmp_path):
