@@ -48,18 +48,17 @@ class LatentStream(Dataset):
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.latents))
         row = order[position]
         captions = self.captions[row]
-        guides = {} if self.guide_latents is None else {"guide_latents": self.guide_latents[row].float()}
-        pixels = {} if self.pixels is None else {"pixels": self.pixels[row]}
-        return (
-            guides
-            | pixels
-            | {
-                "latents": self.latents[row].float(),
-                "semantic_indices": self.semantic_indices[row].long(),
-                "captions": captions[np.random.default_rng((self.seed, 1, draw)).integers(len(captions))],
-                "skipped": [],
-            }
-        )
+        sample = {
+            "latents": self.latents[row].float(),
+            "semantic_indices": self.semantic_indices[row].long(),
+            "captions": captions[np.random.default_rng((self.seed, 1, draw)).integers(len(captions))],
+            "skipped": [],
+        }
+        if self.guide_latents is not None:
+            sample["guide_latents"] = self.guide_latents[row].float()
+        if self.pixels is not None:
+            sample["pixels"] = self.pixels[row]
+        return sample
 
 
 def cache_latents(
