@@ -17,7 +17,7 @@ def row(name, psnr, distance, strength=0.4, sharpness=0.5):
     options = {"start": "add_noise", "strength": strength, "num_inference_steps": 10, "guidance_scale": 1.0}
     options["inversion_condition"] = "generation"
     facts = {"ssim": 0.5, "seconds_per_image": 0.1, "n": 2, "high_frequency_energy": sharpness}
-    return {"method": name, **options, "psnr": psnr, "effnet_lite0_distance": distance, **facts}
+    return {"method": name, **options, "psnr": psnr, "effnet_lite1_distance": distance, **facts}
 
 
 def test_the_smallest_distance_within_the_margin_wins():
@@ -41,7 +41,7 @@ def test_a_sweep_writes_table_plot_and_rule(tmp_path):
     metrics = [
         Metric("psnr", pixel.psnr),
         Metric("ssim", pixel.ssim),
-        Metric("effnet_lite0_distance", lambda x, y: (x - y).abs().mean((1, 2, 3)).double()),
+        Metric("effnet_lite1_distance", lambda x, y: (x - y).abs().mean((1, 2, 3)).double()),
         Metric("high_frequency_energy", pixel.high_frequency_energy, geometric=True),
     ]
     tokenizer = small_hybrid()
@@ -59,7 +59,7 @@ def test_a_sweep_writes_table_plot_and_rule(tmp_path):
     recommended = write_sweep(tmp_path, rows, 0.5, {"seed": 0})
     report = json.loads((tmp_path / "eval_decode.json").read_text())
     assert report["recommended"] == recommended and set(recommended) == set(OPTIONS)
-    assert "within 0.5 dB" in report["rule"] and report["chosen_by"] == ["psnr", "effnet_lite0_distance"]
+    assert "within 0.5 dB" in report["rule"] and report["chosen_by"] == ["psnr", "effnet_lite1_distance"]
     assert "Recommended" in (tmp_path / "eval_decode.md").read_text()
     assert (tmp_path / "eval_decode.png").read_bytes().startswith(b"\x89PNG")
 

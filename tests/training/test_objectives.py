@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small import noise_images, small_hybrid
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import from_uint8, to_uint8
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
 from hybrid_tokenizer.training.text import MiniLMText
-from hybrid_tokenizer.training.unet import UNetObjective
+from hybrid_tokenizer.training.unet import UNetObjective, jittered
 from hybrid_tokenizer.training.vae import VAEObjective
 from hybrid_tokenizer.training.weights import (
     ContrastiveWeights,
@@ -62,7 +64,11 @@ def build(stage):
         return VAEObjective(small_hybrid().diffusion, VAELossWeights())
     if stage.startswith("unet"):
         weights = UNetLossWeights(
-            perceptual=0.05, pixel=1.0, timestep_power=1.5, vae_decoder=stage == "unet_and_vae_decoder"
+            perceptual=0.05,
+            perceptual_jitter=0.1,
+            pixel=1.0,
+            timestep_power=1.5,
+            vae_decoder=stage == "unet_and_vae_decoder",
         )
         return UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
     if stage == "quantize":
@@ -178,6 +184,21 @@ def test_decoded_losses_compare_with_the_photograph_at_the_same_place(share, cro
         assert losses["pixel"] == 0 and losses["perceptual"] < 1e-9
     monkeypatch.setattr(objective, "denoise", lambda latents, *others: (torch.zeros(len(latents)), latents.roll(1, 0)))
     assert (objective(batch, 0)["pixel"] > 0.01) == (share == 0)
+
+
+def test_jitter_treats_both_sides_alike_and_draws_every_kind():
+    images = noise_images(1, height=40, width=40)
+    seen = {}
+    for seed in range(40):
+        torch.manual_seed(seed)
+        first, second = jittered(images.repeat(2, 1, 1, 1), 0.25).chunk(2)
+        assert torch.equal(first, second) and 30 <= first.shape[-1] <= 50 and first.shape[-2] == first.shape[-1]
+        corner = F.interpolate(first, (2, 2), mode="area").flatten()
+        seen[tuple(round(value, 1) for value in corner.tolist())] = first.shape[-1]
+    assert len(seen) >= 8, "the eight ways to lay down a square"
+    assert len(set(seen.values())) > 3, "and several sizes"
+    with pytest.raises(HybridTokenizerError, match=r"perceptual_jitter=1\.5"):
+        UNetLossWeights(perceptual_jitter=1.5)
 
 
 def test_the_sentence_term_tells_captions_apart():
