@@ -26,6 +26,9 @@ def read_arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{part}", type=Path, required=True, help=f"run folder whose final/ holds the {part} component"
         )
+    parser.add_argument(
+        "--decoder", type=Path, help="decoder folder to pack in place of the diffusion run's final/ (blend_decoder.py)"
+    )
     parser.add_argument("--stages", type=Path, nargs="*", default=[], help="further run folders whose curves are kept")
     parser.add_argument("--data", type=Path, help="folder of the training data; written as $DATA in the results")
     parser.add_argument("--runs", type=Path, help="folder of the runs; written as $RUNS in the results")
@@ -50,7 +53,7 @@ def keep_curve(run: Path, results: Path, names: dict[str, Path | None]) -> None:
 
 def main() -> None:
     arguments = read_arguments()
-    diffusion = DiffusionDecoder.from_pretrained(arguments.diffusion / "final")
+    diffusion = DiffusionDecoder.from_pretrained(arguments.decoder or arguments.diffusion / "final")
     given = {
         "start": arguments.start, "strength": arguments.strength, "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance, "inversion_condition": arguments.inversion,

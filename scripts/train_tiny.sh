@@ -20,11 +20,17 @@ $PYTHON scripts/train_semantic.py stage=contrastive recipe=tiny_contrastive "dat
   data.val_root="$DATA/captions/val" output_dir="$RUNS/contrastive"
 $PYTHON scripts/train_semantic.py stage=quantize recipe=tiny_quantize "data.root=$pairs" \
   data.val_root="$DATA/captions/val" semantic.init="$RUNS/contrastive/final" output_dir="$RUNS/quantize"
-$PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet "data.root=$pixels" \
-  data.val_root="$DATA/imagenet_sample/val" diffusion.init="$RUNS/vae/final" \
-  semantic_folder="$RUNS/quantize/final" guide_folder="$RUNS/guide/final" output_dir="$RUNS/unet"
+train_unet() { # name, the decoder it starts from, and options
+  $PYTHON scripts/pretrain_diffusion.py stage=unet recipe=tiny_unet "data.root=$pixels" \
+    data.val_root="$DATA/imagenet_sample/val" diffusion.init="$2" semantic_folder="$RUNS/quantize/final" \
+    guide_folder="$RUNS/guide/final" output_dir="$RUNS/$1" "${@:3}"
+}
+train_unet unet_first "$RUNS/vae/final"
+# the VAE's decoder too; then most of what it draws is taken back, and some of what the U-Net learnt by heart
+train_unet unet "$RUNS/unet_first/final" unet.vae_decoder=true training.max_steps=5000
+$PYTHON scripts/blend_decoder.py "$RUNS/unet_first/final" "$RUNS/unet/final" "$RUNS/blend" --unet 0.75 --drawn 0.3
 $PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
-  --diffusion "$RUNS/unet" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
+  --diffusion "$RUNS/unet" --decoder "$RUNS/blend" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
   --results benchmarks/results/tiny
 $PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet}.json \
   --output benchmarks/results/tiny/curves.png
