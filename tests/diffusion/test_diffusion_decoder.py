@@ -359,7 +359,7 @@ def test_sd15_has_stable_diffusions_sizes():
 def test_tiny_round_trips_shapes():
     decoder = DiffusionDecoder(DiffusionConfig.tiny()).eval()
     assert 9e6 < sum(p.numel() for p in decoder.unet.parameters()) < 9.5e6
-    assert 1.5e5 < sum(p.numel() for p in decoder.vae.parameters()) < 1.7e5
+    assert 1.4e6 < sum(p.numel() for p in decoder.vae.parameters()) < 1.6e6
     images = decoder.decode(torch.rand(1, 3, 8, 16) * 2 - 1, torch.randn(1, 77, 384), SIZE, num_inference_steps=4)
     assert images.shape == (1, 3, *SIZE) and images.abs().max() <= 1
 
