@@ -1,7 +1,8 @@
 """Baselines by name: where their weights are, under which licence, how they are laid out, and who builds them.
 
 Weights are never fetched unless a hub id is given or asked for. A pickle is read with `weights_only=True`. Some old
-Lightning files hold more than tensors and are refused; where you trust the file, write its tensors out once:
+Lightning files hold more than tensors and are refused. This package never unpickles them; whoever trusts a file can write
+its tensors out once, by hand, in a place where nothing else is at stake, since loading it runs any code that it holds:
 
     import torch; from safetensors.torch import save_file
     state = torch.load("last.ckpt", map_location="cpu", weights_only=False)["state_dict"]

@@ -67,8 +67,9 @@ class UNetObjective(Objective):
         if weights.vae_decoder:
             self.model = nn.ModuleDict({"unet": decoder.unet, "vae_decoder": vae.pop("vae_decoder")})
         helpers = {**vae, "text": text, "semantic": semantic, "guide": guide}
-        if guide is not None or weights.perceptual or weights.pixel:
+        if weights.perceptual or weights.pixel:
             helpers["perceptual"] = EfficientNetDistance("lite0")
+        if guide is not None:
             helpers["chooser"] = EfficientNetDistance("lite1")  # not the teacher's: see `judge`
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)

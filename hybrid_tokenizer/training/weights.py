@@ -100,6 +100,11 @@ class UNetLossWeights:
         for name in ("perceptual", "pixel", "crop"):
             if getattr(self, name) < 0:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves it out")
+        if self.vae_decoder and not (self.perceptual or self.pixel):
+            raise HybridTokenizerError(
+                "unet.vae_decoder=true with unet.perceptual=0 and unet.pixel=0 has no loss that reaches the VAE's decoder; give "
+                "one of them a weight"
+            )
         if not 0 <= self.perceptual_jitter < 1:
             raise HybridTokenizerError(
                 f"unet.perceptual_jitter={self.perceptual_jitter} must be at least 0 and under 1; 0.25 resizes to 75 to 125 %"
