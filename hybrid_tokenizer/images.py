@@ -17,6 +17,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RANGE_SLACK = 1.0  # decoders overshoot [-1, 1]; anything beyond [-2, 2] is another value range
+CPU_PIXELS_AT_ONCE = 2 * 256 * 256
 
 
 def from_pil(image: Image.Image) -> Float[Tensor, "3 h w"]:
@@ -96,13 +97,16 @@ def in_chunks(
     return torch.cat([function(chunk) for chunk in batch.split(chunk_size)])
 
 
-def full_resolution_chunk(device: torch.device) -> int | None:
+def full_resolution_chunk(device: torch.device, size: tuple[int, int] | None = None) -> int | None:
     """How many images to run at once through convolutions at full resolution.
 
     On a CPU one: its activations stay in the cache and below the size from which every allocation is a new mapping of zeroed
-    pages. A batch of 8 is 1.2 to 1.4 times slower an image.
+    pages. A batch of 8 is 1.2 to 1.4 times slower an image. With `size`, height and width, as many as hold the pixels of two
+    images of 256 px: fastest where convolutions begin at half the size, as in the guide's encoder.
     """
-    return 1 if device.type == "cpu" else None
+    if device.type != "cpu":
+        return None
+    return 1 if size is None else max(1, CPU_PIXELS_AT_ONCE // (size[0] * size[1]))
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:

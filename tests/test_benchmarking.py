@@ -9,7 +9,7 @@ from small import noise_images, small_hybrid
 
 from hybrid_tokenizer.benchmarking.alternatives import PlainPipeline
 from hybrid_tokenizer.benchmarking.config import BenchmarkConfig
-from hybrid_tokenizer.benchmarking.rows import Bench, run_rows, to_markdown
+from hybrid_tokenizer.benchmarking.rows import Bench, decode_bf16, decode_contest, run_rows, to_markdown
 from hybrid_tokenizer.benchmarking.timing import Contest, Timed, measure
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -60,6 +60,16 @@ def test_the_plain_pipeline_gives_the_same_tokens_and_images(nested):
     ours = tokenizer.decode(tokens, strength=0.4, num_inference_steps=5, guidance_scale=1.0)
     theirs = plain.decode(tokens.semantic_indices, tokens.guide_indices, tokens.image_size, 5, 0.4)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_both_sides_of_a_decode_invert_alike_whatever_the_preset_inverts_with():
+    bench = Bench(BenchmarkConfig(image_size=64, batch_size=2, num_inference_steps=5), torch.device("cpu"))
+    assert bench.tokenizer.diffusion.config.guide_conditioning  # a decoder that could start from the guide alone
+    row = measure(decode_contest(bench, bench.tokenizer, bench.plain, bench.images, "decode"), 1, torch.device("cpu"))
+    assert row["max_output_difference"] < 1e-4
+    rounded = decode_bf16(bench)
+    # less would say that nothing was computed in bf16, more that something else was computed
+    assert 1e-4 < rounded["max_output_difference"] < 0.05
 
 
 def test_rows_have_the_form_that_others_read():

@@ -9,6 +9,7 @@ ROWS = (
     "decode",
     "decode_latency",
     "decode_batch8_vs_1",
+    "decode_bf16",
     "train_guide",
     "harness",
     "harness_ssim_psnr",

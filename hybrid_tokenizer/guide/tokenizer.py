@@ -167,7 +167,8 @@ class GuideTokenizer(nn.Module):
             raise HybridTokenizerError(
                 f"guide_scales={keep} must lie in 1..{scales}, the scales of this guide tokenizer"
             )
-        features = in_chunks(self.features, images, full_resolution_chunk(images.device)).float()
+        chunk = full_resolution_chunk(images.device, (images.shape[-2], images.shape[-1]))
+        features = in_chunks(self.features, images, chunk).float()
         if self.config.guide_scales is None:
             return (self.quantizer.lookup(features)[1],)
         return tuple(indices for _, indices in self._residual_scales(features)[:keep])

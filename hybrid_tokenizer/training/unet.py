@@ -26,6 +26,7 @@ from hybrid_tokenizer.training.text import MiniLMText, text_of
 from hybrid_tokenizer.training.weights import UNetLossWeights
 
 JUDGED_TIMESTEPS = (100, 300, 500, 700, 900)
+CHOOSER = "lite1"  # validates: a lone teacher's own distance goes on falling when no other's does
 NUM_PICTURES = 4
 RESTORING_STRENGTH = 0.4
 
@@ -68,9 +69,9 @@ class UNetObjective(Objective):
             self.model = nn.ModuleDict({"unet": decoder.unet, "vae_decoder": vae.pop("vae_decoder")})
         helpers = {**vae, "text": text, "semantic": semantic, "guide": guide}
         if weights.perceptual or weights.pixel:
-            helpers["perceptual"] = EfficientNetDistance("lite0")
+            helpers |= {name: EfficientNetDistance(name) for name in weights.teachers}
         if guide is not None:
-            helpers["chooser"] = EfficientNetDistance("lite1")  # not the teacher's: see `judge`
+            helpers[CHOOSER] = helpers.get(CHOOSER) or EfficientNetDistance(CHOOSER)
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
@@ -143,8 +144,9 @@ class UNetObjective(Objective):
         pair = (decoded, target)
         if self.weights.perceptual_jitter:
             pair = jittered(torch.cat(pair), self.weights.perceptual_jitter).chunk(2)
+        teacher = self.weights.teachers[int(torch.randint(len(self.weights.teachers), ()))]
         return {
-            "perceptual": self.frozen["perceptual"](*pair).mean(),
+            "perceptual": self.frozen[teacher](*pair).mean(),
             "pixel": (decoded - target).square().mean(),
         }
 
@@ -192,10 +194,7 @@ class UNetObjective(Objective):
 
     def judge(self, batches: list[dict[str, Any]]) -> Judged:
         """Denoising error under each kind of condition and guide at fixed timesteps; with a guide, what decoding restores;
-        images re-rendered from several strengths.
-
-        Distances are those of a network that the losses do not read: the teacher's own go on falling when no other's do.
-        """
+        images re-rendered from several strengths."""
         decoder = self.decoder[0].to(self.alphas_cumprod.device)
         values: dict[str, list[Tensor]] = {}
         rows = []
@@ -227,8 +226,8 @@ class UNetObjective(Objective):
                 round_trip = decoder.decode_latents(latents).clamp(-1, 1)
                 for name, result in (("guide", start), ("restored", restored), ("vae", round_trip)):
                     values.setdefault(f"psnr_{name}", []).append(psnr(result, images))
-                    distance = efficientnet_distance(self.frozen["chooser"], result, images)
-                    values.setdefault(f"effnet_lite1_distance_{name}", []).append(distance)
+                    distance = efficientnet_distance(self.frozen[CHOOSER], result, images)
+                    values.setdefault(f"effnet_{CHOOSER}_distance_{name}", []).append(distance)
             if number == 0:
                 shown = images[:NUM_PICTURES]
                 starts = shown if guide_latents is None else start[:NUM_PICTURES]

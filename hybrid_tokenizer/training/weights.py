@@ -1,12 +1,13 @@
 """Loss weights and choices of the stages. The losses themselves leave the branches unweighted."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic.losses import QuantizeWeights
 
 SENTENCE, QFORMER = "sentence", "qformer"
 MINILM = "minilm"
+TEACHERS = ("lite0", "lite1")
 
 
 def check_weights(weights: object) -> None:
@@ -59,6 +60,8 @@ class UNetLossWeights:
     With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
     `perceptual` weighs the feature distance between what the predicted latents decode to and the photograph, on one window
     of `perceptual_window` latents a side; noise prediction alone is content with a blur.
+    `teachers` are the networks of that distance; each step asks one of them, at random: what pleases one alone does not outlive
+    the other.
     `perceptual_jitter`: both sides of that distance are mirrored and turned at random first, and resized by up to this share,
     the same way (Kettunen et al. 2019, E-LPIPS): a pattern that pleases one network at one place does not outlive this.
     `pixel` weighs the mean squared error of these windows.
@@ -80,6 +83,7 @@ class UNetLossWeights:
     views: int = 2
     perceptual: float = 0.0
     perceptual_window: int = 16
+    teachers: list[str] = field(default_factory=lambda: ["lite0"])
     perceptual_jitter: float = 0.0
     pixel: float = 0.0
     vae_decoder: bool = False
@@ -104,6 +108,10 @@ class UNetLossWeights:
             raise HybridTokenizerError(
                 "unet.vae_decoder=true with unet.perceptual=0 and unet.pixel=0 has no loss that reaches the VAE's decoder; give "
                 "one of them a weight"
+            )
+        if not self.teachers or not set(self.teachers) <= set(TEACHERS):
+            raise HybridTokenizerError(
+                f"unet.teachers={self.teachers} must be one or more of {', '.join(TEACHERS)}; lite2 judges, and may not teach"
             )
         if not 0 <= self.perceptual_jitter < 1:
             raise HybridTokenizerError(

@@ -206,6 +206,23 @@ def test_jitter_treats_both_sides_alike_and_draws_every_kind():
         UNetLossWeights(perceptual_jitter=1.5)
 
 
+def test_every_teacher_is_asked_and_the_judge_may_not_teach():
+    torch.manual_seed(0)
+    weights = UNetLossWeights(perceptual=0.05, teachers=["lite0", "lite1"])
+    objective = UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+    asked = []
+    for name in weights.teachers:
+        objective.frozen[name].register_forward_hook(lambda *_, name=name: asked.append(name))
+    batch = batch_of(objective)
+    for seed in range(12):
+        torch.manual_seed(seed)
+        objective(batch, 0)
+    assert len(asked) == 12 and set(asked) == set(weights.teachers)
+    for bad in (["lite2"], ["lite0", "lite2"], []):
+        with pytest.raises(HybridTokenizerError, match="lite2 judges"):
+            UNetLossWeights(teachers=bad)
+
+
 def test_the_sentence_term_tells_captions_apart():
     """Four images, four captions: with it each image's mean generation embedding is nearest to its own caption's."""
     objective = build("quantize").train()
