@@ -29,11 +29,8 @@ train_unet unet_first "$RUNS/vae/final"
 # the VAE's decoder too; then most of what it draws is taken back, and some of what the U-Net learnt by heart
 train_unet unet "$RUNS/unet_first/final" unet.vae_decoder=true training.max_steps=5000
 $PYTHON scripts/blend_decoder.py "$RUNS/unet_first/final" "$RUNS/unet/final" "$RUNS/blend" --unet 0.75 --drawn 0.3
-# and on from there, with the VAE as it is, before two teachers
-train_unet unet_taught_by_two "$RUNS/blend" 'unet.teachers=[lite0,lite1]' unet.perceptual=4 training.learning_rate=6e-4 \
-  training.max_steps=2800
 $PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
-  --diffusion "$RUNS/unet_taught_by_two" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
+  --diffusion "$RUNS/unet" --decoder "$RUNS/blend" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
   --results benchmarks/results/tiny
 $PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet}.json \
   --output benchmarks/results/tiny/curves.png
