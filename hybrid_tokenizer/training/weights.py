@@ -60,8 +60,8 @@ class UNetLossWeights:
     With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
     `perceptual` weighs the feature distance between what the predicted latents decode to and the photograph, on one window
     of `perceptual_window` latents a side; noise prediction alone is content with a blur.
-    `teachers` are the networks of that distance; each step asks one of them, at random: what pleases one alone does not outlive
-    the other.
+    `teachers` are the networks of that distance; each step asks one of them, at random. Two of one family were no better than
+    one in the eyes of a third (docs/decisions.md).
     `perceptual_jitter`: both sides of that distance are mirrored and turned at random first, and resized by up to this share,
     the same way (Kettunen et al. 2019, E-LPIPS): a pattern that pleases one network at one place does not outlive this.
     `pixel` weighs the mean squared error of these windows.
