@@ -29,6 +29,7 @@ JUDGED_TIMESTEPS = (100, 300, 500, 700, 900)
 CHOOSER = "lite1"  # validates: a lone teacher's own distance goes on falling when no other's does
 NUM_PICTURES = 4
 RESTORING_STRENGTH = 0.4
+LARGEST_SHIFT = 8  # pixels: every phase of a block of the embedded VAE, and of the strides of a feature network's first stages
 
 
 class UNetObjective(Objective):
@@ -142,6 +143,10 @@ class UNetObjective(Objective):
             original = select(torch.rand(len(latents)) < self.weights.vae_share, latents, original)
         decoded = decoder.decode_latents(original[window])
         pair = (decoded, target)
+        if self.weights.perceptual_noise:
+            noise = torch.randn(decoded.shape) * torch.rand(len(decoded), 1, 1, 1)
+            noise = self.weights.perceptual_noise * noise.to(decoded)
+            pair = (decoded + noise, target + noise)
         if self.weights.perceptual_jitter:
             pair = jittered(torch.cat(pair), self.weights.perceptual_jitter).chunk(2)
         teacher = self.weights.teachers[int(torch.randint(len(self.weights.teachers), ()))]
@@ -264,12 +269,17 @@ def enlarged(window: tuple[Any, ...], factor: int) -> tuple[Any, ...]:
 
 
 def jittered(images: Float[Tensor, "b 3 s s"], amount: float) -> Float[Tensor, "b 3 t t"]:
-    """All images mirrored, turned and resized alike, at random; sides between 1 - `amount` and 1 + `amount` times their own."""
+    """All images shifted, mirrored, turned and resized alike, at random; sides between 1 - `amount` and 1 + `amount` times
+    what the shift, which cuts off `LARGEST_SHIFT` pixels (or a quarter of a smaller image), leaves of their own."""
+    cut = min(LARGEST_SHIFT, images.shape[-1] // 4)
+    side = images.shape[-1] - cut
+    top, left = (int(torch.randint(cut + 1, ())) for _ in range(2))
+    images = images[..., top : top + side, left : left + side]
     flips = [axis for axis in (-2, -1) if torch.rand(()) < 0.5]
     images = images.flip(flips)
     if torch.rand(()) < 0.5:
         images = images.transpose(-2, -1)
-    side = round(images.shape[-1] * (1 + amount * (2 * torch.rand(()).item() - 1)))
+    side = round(side * (1 + amount * (2 * torch.rand(()).item() - 1)))
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 

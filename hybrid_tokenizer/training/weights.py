@@ -62,7 +62,9 @@ class UNetLossWeights:
     of `perceptual_window` latents a side; noise prediction alone is content with a blur.
     `teachers` are the networks of that distance; each step asks one of them, at random. Two of one family were no better than
     one in the eyes of a third (docs/decisions.md).
-    `perceptual_jitter`: both sides of that distance are mirrored and turned at random first, and resized by up to this share,
+    `perceptual_noise`: both sides of that distance get the same normal noise first, of a deviation drawn for each image
+    between 0 and this ([-1, 1] is the images' range): what is fainter than noise, and drawn for one network, no longer pays.
+    `perceptual_jitter`: both sides are also shifted, mirrored and turned at random, and resized by up to this share,
     the same way (Kettunen et al. 2019, E-LPIPS): a pattern that pleases one network at one place does not outlive this.
     `pixel` weighs the mean squared error of these windows.
     `vae_decoder` trains the VAE's decoder by these two as well: only it can draw what latents can not say. `vae_share` of
@@ -84,6 +86,7 @@ class UNetLossWeights:
     perceptual: float = 0.0
     perceptual_window: int = 16
     teachers: list[str] = field(default_factory=lambda: ["lite0"])
+    perceptual_noise: float = 0.0
     perceptual_jitter: float = 0.0
     pixel: float = 0.0
     vae_decoder: bool = False
@@ -101,7 +104,7 @@ class UNetLossWeights:
         for name in ("views", "perceptual_window"):
             if getattr(self, name) < 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be at least 1")
-        for name in ("perceptual", "pixel", "crop"):
+        for name in ("perceptual", "perceptual_noise", "pixel", "crop"):
             if getattr(self, name) < 0:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves it out")
         if self.vae_decoder and not (self.perceptual or self.pixel):

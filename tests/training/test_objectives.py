@@ -66,6 +66,7 @@ def build(stage):
         weights = UNetLossWeights(
             perceptual=0.05,
             perceptual_jitter=0.1,
+            perceptual_noise=0.1,
             pixel=1.0,
             timestep_power=1.5,
             vae_decoder=stage == "unet_and_vae_decoder",
@@ -194,7 +195,7 @@ def test_jitter_treats_both_sides_alike_and_draws_every_kind():
     for seed in range(40):
         torch.manual_seed(seed)
         first, second = jittered(images.repeat(2, 1, 1, 1), 0.25).chunk(2)
-        assert torch.equal(first, second) and 30 <= first.shape[-1] <= 50 and first.shape[-2] == first.shape[-1]
+        assert torch.equal(first, second) and 24 <= first.shape[-1] <= 40 and first.shape[-2] == first.shape[-1]
         corner = F.interpolate(first, (2, 2), mode="area").flatten()
         seen.add((corners - corner).square().sum(1).argmin().item())
         sizes.add(first.shape[-1])
@@ -204,6 +205,30 @@ def test_jitter_treats_both_sides_alike_and_draws_every_kind():
         UNetLossWeights(vae_decoder=True)
     with pytest.raises(HybridTokenizerError, match=r"perceptual_jitter=1\.5"):
         UNetLossWeights(perceptual_jitter=1.5)
+
+
+def test_noise_is_the_same_on_both_sides_and_of_another_deviation_for_each_image():
+    torch.manual_seed(0)
+    weights = UNetLossWeights(perceptual=1.0, perceptual_noise=0.3, perceptual_window=8)
+    objective = UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+    batch = batch_of(objective)
+    seen = []
+    objective.frozen["lite0"].register_forward_pre_hook(lambda _, pair: seen.append(pair))
+    objective(batch, 0)
+    decoded, target = seen[0]
+    noise = target - from_uint8(batch["pixels"])
+    deviations = noise.flatten(1).std(dim=1)
+    assert deviations.max() < 0.33 and deviations.min() > 0 and deviations.std() > 0.02
+    torch.testing.assert_close(noise.mean(), torch.tensor(0.0), atol=0.01, rtol=0)
+    weights.perceptual_noise = 0.0
+    torch.manual_seed(7)
+    objective(batch, 0)
+    weights.perceptual_noise = 0.3
+    torch.manual_seed(7)
+    objective(batch, 0)
+    torch.testing.assert_close(seen[2][0] - seen[1][0], seen[2][1] - seen[1][1], atol=1e-5, rtol=0)
+    with pytest.raises(HybridTokenizerError, match="perceptual_noise=-1"):
+        UNetLossWeights(perceptual_noise=-1.0)
 
 
 def test_every_teacher_is_asked_and_the_judge_may_not_teach():
