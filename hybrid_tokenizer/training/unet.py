@@ -29,7 +29,7 @@ JUDGED_TIMESTEPS = (100, 300, 500, 700, 900)
 CHOOSER = "lite1"  # validates: a lone teacher's own distance goes on falling when no other's does
 NUM_PICTURES = 4
 RESTORING_STRENGTH = 0.4
-LARGEST_SHIFT = 8  # pixels: every phase of a block of the embedded VAE, and of the strides of a feature network's first stages
+LARGEST_SHIFT = 8  # pixels: every phase of a block of the embedded VAE
 
 
 class UNetObjective(Objective):
