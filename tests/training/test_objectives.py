@@ -201,6 +201,9 @@ def test_jitter_treats_both_sides_alike_and_draws_every_kind():
         sizes.add(first.shape[-1])
     assert len(seen) == 8, "all ways to lay down a square"
     assert len(sizes) > 3, "and several sizes"
+    numbered = torch.arange(1600.0).view(1, 1, 40, 40).repeat(1, 3, 1, 1)
+    starts = {jittered(numbered, 0.0).min().item() for _ in range(40)}  # nothing is resized: the window's first pixel
+    assert len(starts) > 20 and starts <= {40.0 * top + left for top in range(9) for left in range(9)}
     with pytest.raises(HybridTokenizerError, match=r"vae_decoder=true .* has no loss"):
         UNetLossWeights(vae_decoder=True)
     with pytest.raises(HybridTokenizerError, match=r"perceptual_jitter=1\.5"):
