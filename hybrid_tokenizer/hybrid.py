@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer import __version__
 from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
+from hybrid_tokenizer.compilation import compile_in_place
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
@@ -264,7 +265,7 @@ class HybridTokenizer:
         return self
 
     def compile(self, mode: str = "default", backend: str = "inductor") -> "HybridTokenizer":
-        """torch.compile for the networks of all branches, in place; each new shape compiles anew, once.
+        """`compilation.compile_in_place` for the networks of all branches.
 
         Results agree up to rounding: a token on the border between two codes may be the other one.
         """
@@ -275,7 +276,7 @@ class HybridTokenizer:
         ]  # fmt: skip
         for network in networks:
             if network is not None:  # not every guide has a refiner
-                network.compile(backend=backend, mode=mode if backend == "inductor" else None)
+                compile_in_place(network, mode, backend)
         return self
 
     def _slice_vae(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_tensors, read_json, save_tensors, write_json
+from hybrid_tokenizer.compilation import compile_in_place
 from hybrid_tokenizer.diffusion.attention import remembered_conditions
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import (
@@ -130,8 +131,8 @@ class DiffusionDecoder(nn.Module):
         vae_hook.hook.prev_module_hook = unet_hook
 
     def compile_unet(self, mode: str = "default", backend: str = "inductor") -> None:
-        """torch.compile for the U-Net, in place; `mode="max-autotune"` adds CUDA graphs. Each new shape compiles anew."""
-        self.unet.compile(fullgraph=True, backend=backend, mode=mode if backend == "inductor" else None)
+        """`compilation.compile_in_place` for the U-Net; `mode="max-autotune"` adds CUDA graphs."""
+        compile_in_place(self.unet, mode, backend, fullgraph=True)
 
     def encode_latents(
         self, images: Float[Tensor, "b 3 H W"], chunk_size: int | None = None

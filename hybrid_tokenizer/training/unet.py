@@ -13,9 +13,11 @@ from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.diffusion.ddim import predict_original, q_sample, training_target
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
-from hybrid_tokenizer.images import from_uint8
+from hybrid_tokenizer.guide.losses import guide_target, recon_loss
+from hybrid_tokenizer.images import from_uint8, resize_bicubic
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
+from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
@@ -29,6 +31,8 @@ JUDGED_TIMESTEPS = (100, 300, 500, 700, 900)
 CHOOSER = "lite1"  # validates: a lone teacher's own distance goes on falling when no other's does
 NUM_PICTURES = 4
 RESTORING_STRENGTH = 0.4
+TRAINED_GUIDE = "guide"
+"""Folder, beside the decoder's files, of a guide tokenizer that was trained with it."""
 LARGEST_SHIFT = 8  # pixels: every phase of a block of the embedded VAE
 
 
@@ -41,6 +45,7 @@ class UNetObjective(Objective):
     computes the same as before (`DiffusionDecoder.add_guide_conditioning`).
     With a `perceptual` or `pixel` weight the clean latents that each prediction stands for are decoded too, and compared
     with the photograph.
+    With a `guide` weight the guide tokenizer trains as well: its guides are made anew each step, and carry the gradient.
     """
 
     def __init__(
@@ -62,13 +67,19 @@ class UNetObjective(Objective):
             raise HybridTokenizerError("the decoder reads guides, and no guide tokenizer is given; give guide_folder")
         if text is not None:
             decoder.set_null_condition(text.token_features([""]))
+        if weights.guide and guide is None:
+            raise HybridTokenizerError(f"unet.guide={weights.guide} trains a guide tokenizer, and none is given; give guide_folder")
         self.decoder = (decoder,)  # a tuple: its parts are `model` or frozen, and none must be registered twice
+        self.guide = (guide,)
         self.weights = weights
         vae = {f"vae_{name}": part for name, part in decoder.vae.named_children()}
-        self.model: nn.Module = decoder.unet
+        trained: dict[str, nn.Module] = {"unet": decoder.unet}
         if weights.vae_decoder:
-            self.model = nn.ModuleDict({"unet": decoder.unet, "vae_decoder": vae.pop("vae_decoder")})
-        helpers = {**vae, "text": text, "semantic": semantic, "guide": guide}
+            trained["vae_decoder"] = vae.pop("vae_decoder")
+        if weights.guide:
+            trained["guide"] = guide
+        self.model: nn.Module = nn.ModuleDict(trained) if len(trained) > 1 else decoder.unet
+        helpers = {**vae, "text": text, "semantic": semantic, "guide": None if weights.guide else guide}
         if weights.perceptual or weights.pixel:
             helpers |= {name: EfficientNetDistance(name) for name in weights.teachers}
         if guide is not None:
@@ -82,17 +93,18 @@ class UNetObjective(Objective):
     ) -> tuple[LatentStream, list[dict[str, Any]]]:
         """The stream, cached in `output_dir`, and the validation batches."""
         items, held = split_items(data, captions="text" in self.frozen, index_folder=output_dir / INDEX_FOLDER)
-        helpers = dict(self.frozen.items())
-        semantic, guide = helpers.get("semantic"), helpers.get("guide")
+        semantic = self.frozen["semantic"] if "semantic" in self.frozen else None
+        decoder, guide = self.decoder[0], self.guide[0]
+        starts_linear = self.weights.linear_path and decoder.config.guide_residual is None
+        cached_guide = None if self.weights.guide and not starts_linear else guide
         views, seed = self.weights.views, training.seed
         self.frozen.to(memory_format=torch.channels_last)
         bf16 = choose_precision(training) == "bf16"
-        pixels = bool(self.weights.perceptual or self.weights.pixel)
+        pixels = bool(self.weights.perceptual or self.weights.pixel or self.weights.guide)
         stream = cache_latents(
-            output_dir / "cache", items, data.crop, views, seed, self.decoder[0], semantic, guide, bf16, pixels
+            output_dir / "cache", items, data.crop, views, seed, decoder, semantic, cached_guide, bf16, pixels
         )
-        decoder = self.decoder[0]
-        if self.weights.linear_path and decoder.config.guide_residual is None:
+        if starts_linear:
             if stream.guide_latents is None:
                 raise HybridTokenizerError("unet.linear_path=true starts from the guide; give guide_folder")
             decoder.set_guide_residual(stream.guide_residual().tolist())
@@ -174,14 +186,36 @@ class UNetObjective(Objective):
         chosen = select(torch.rand(count) < self.weights.prefix_dropout, prefixes[:, 0], prefixes[:, -1])
         return select(torch.rand(count) < self.weights.guide_dropout, torch.zeros_like(chosen), chosen)
 
+    def trained_guides(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "b c h w"]]:
+        """Branch I's own losses, and the latents of its guides (of some, shorter prefixes; of some, zeros) with their
+        gradient."""
+        guide = self.guide[0]
+        output = guide(images)
+        guide_images = output.guide_images.float()
+        losses = {
+            "recon": recon_loss(guide_images, guide_target(images, tuple(guide_images.shape[-2:]))),
+            "vq": vq_loss(output.quantized, guide.config.quantizer),
+        }
+        resized = resize_bicubic(guide_images.clamp(-1, 1), tuple(images.shape[-2:])).clamp(-1, 1)
+        latents = self.decoder[0].encode_latents(resized)
+        dropped = torch.rand(len(latents)) < self.weights.guide_dropout
+        return losses, select(dropped, torch.zeros_like(latents), latents)
+
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         latents, pixels = batch["latents"], batch.get("pixels")
-        guide_latents = self.guide_latents(batch["guide_latents"]) if "guide" in self.frozen else None
+        guide_latents = None
+        if "guide" in self.frozen:
+            guide_latents = self.guide_latents(batch["guide_latents"])
         if self.weights.crop and torch.rand(()) < self.weights.crop_share:
             window = random_window(latents.shape[-2:], self.weights.crop)
             latents = latents[window]
             pixels = None if pixels is None else pixels[enlarged(window, self.decoder[0].config.vae_factor)]
             guide_latents = None if guide_latents is None else guide_latents[window]
+        guide_losses = {}
+        if self.weights.guide:
+            guide_losses, guide_latents = self.trained_guides(from_uint8(pixels))
         count = len(self.alphas_cumprod)
         draws = (count * torch.rand(len(latents)) ** self.weights.timestep_power).long()
         timesteps = draws.clamp(max=count - 1).to(latents.device)
@@ -190,8 +224,8 @@ class UNetObjective(Objective):
             given = guide_latents.abs().amax((1, 2, 3)) > 0
             restores = given & (torch.rand(len(latents)) < self.weights.restore_share).to(given.device)
         errors, original = self.denoise(latents, timesteps, self.conditions(batch), guide_latents, restores)
-        losses = {"denoising": errors.mean()}
-        total = losses["denoising"]
+        losses = {"denoising": errors.mean(), **guide_losses}
+        total = losses["denoising"] + self.weights.guide * sum(guide_losses.values())
         if self.weights.perceptual or self.weights.pixel:
             losses |= self.decoded_losses(latents, original, pixels)
             total = total + self.weights.perceptual * losses["perceptual"] + self.weights.pixel * losses["pixel"]
@@ -214,8 +248,8 @@ class UNetObjective(Objective):
                 conditions["semantic"] = self.frozen["semantic"].decode(self.frozen["semantic"].encode(images)).float()
             best = conditions.get("semantic", conditions.get("text"))
             guide_latents = None
-            if "guide" in self.frozen:
-                guide_latents = encode_guides(decoder, self.frozen["guide"], images, [None])[:, 0]
+            if self.guide[0] is not None:
+                guide_latents = encode_guides(decoder, self.guide[0], images, [None])[:, 0]
             cases = {f"error_{name}": (condition, guide_latents) for name, condition in conditions.items()}
             if guide_latents is not None:
                 cases["error_no_guide"] = (best, torch.zeros_like(guide_latents))
@@ -254,6 +288,8 @@ class UNetObjective(Objective):
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.decoder[0].save_pretrained(folder)
+        if self.weights.guide:
+            self.guide[0].save_pretrained(folder / TRAINED_GUIDE)
 
 
 def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:

@@ -69,6 +69,8 @@ class UNetLossWeights:
     `pixel` weighs the mean squared error of these windows.
     `vae_decoder` trains the VAE's decoder by these two as well: only it can draw what latents can not say. `vae_share` of
     the images then decode their true latents, so that it stays a decoder of any.
+    `guide` weighs Branch I's own losses (eq. 5 and the VQ loss): above 0 the guide tokenizer trains too, by these and by all
+    that reads its guides, so that its tokens also say what only the decoder can draw. Its own `prefix_dropout` holds then.
     Timesteps are 1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
     `restore_share` of the images that have a guide show the guide's own latents in place of noised true ones, at the
     signal of the timestep and without noise, which is where `inversion_condition: guide` starts from; their error is that of
@@ -96,6 +98,7 @@ class UNetLossWeights:
     crop: int = 0
     crop_share: float = 1.0
     linear_path: bool = False
+    guide: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name.endswith(("_share", "_dropout"))):
@@ -104,7 +107,7 @@ class UNetLossWeights:
         for name in ("views", "perceptual_window"):
             if getattr(self, name) < 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be at least 1")
-        for name in ("perceptual", "perceptual_noise", "pixel", "crop"):
+        for name in ("perceptual", "perceptual_noise", "pixel", "crop", "guide"):
             if getattr(self, name) < 0:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves it out")
         if self.vae_decoder and not (self.perceptual or self.pixel):

@@ -9,12 +9,13 @@ from small import noise_images, small_hybrid
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import from_uint8, to_uint8
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
 from hybrid_tokenizer.training.text import MiniLMText
-from hybrid_tokenizer.training.unet import UNetObjective, jittered
+from hybrid_tokenizer.training.unet import TRAINED_GUIDE, UNetObjective, jittered
 from hybrid_tokenizer.training.vae import VAEObjective
 from hybrid_tokenizer.training.weights import (
     ContrastiveWeights,
@@ -70,14 +71,16 @@ def build(stage):
             pixel=1.0,
             timestep_power=1.5,
             vae_decoder=stage == "unet_and_vae_decoder",
+            guide=10.0 if stage == "unet_and_guide" else 0.0,
         )
-        return UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+        guide = small_hybrid(nested=True).guide if weights.guide else None
+        return UNetObjective(text_decoder(), small_semantic(), weights, guide, MiniLMText())
     if stage == "quantize":
         return QuantizeObjective(small_semantic(), QuantizeStage(sentence=0.2))
     return SentenceContrastive(small_semantic(), ContrastiveWeights(label_smoothing=0.0, feature_width=32))
 
 
-@pytest.mark.parametrize("stage", ["guide", "vae", "unet", "unet_and_vae_decoder", "contrastive", "quantize"])
+@pytest.mark.parametrize("stage", ["guide", "vae", "unet", "unet_and_vae_decoder", "unet_and_guide", "contrastive", "quantize"])
 def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     objective = build(stage)
     batch = batch_of(objective)
@@ -120,6 +123,29 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     mine = component.state_dict()
     for key, value in type(component).from_pretrained(tmp_path / "final").state_dict().items():
         assert torch.equal(value, mine[key]), key
+    if stage == "unet_and_guide":
+        trained = GuideTokenizer.from_pretrained(tmp_path / "final" / TRAINED_GUIDE).state_dict()
+        assert all(torch.equal(value, trained[key]) for key, value in objective.guide[0].state_dict().items())
+
+
+def test_a_guide_learns_through_what_reads_it():
+    """With next to no weight of its own, the guide tokenizer is moved by the losses of what is decoded."""
+    torch.manual_seed(0)
+    weights = UNetLossWeights(guide=1e-9, pixel=1.0, restore_share=1.0, linear_path=True)
+    hybrid = small_hybrid(nested=True)
+    objective = UNetObjective(text_decoder(), small_semantic(), weights, hybrid.guide)
+    objective.decoder[0].set_guide_residual([0.1] * objective.decoder[0].config.latent_channels)
+    gradients = []
+    for weights.guide_dropout in (0.0, 1.0):  # all guides are seen, or none
+        objective.zero_grad()
+        objective(batch_of(objective), 0)["total"].backward()
+        learned = (hybrid.guide.quant_conv.weight, hybrid.guide.decoder.conv_out.weight)
+        gradients.append(torch.stack([weight.grad.abs().max() for weight in learned]))
+    assert (gradients[0] > 1000 * gradients[1]).all()
+    with pytest.raises(HybridTokenizerError, match="none is given; give guide_folder"):
+        UNetObjective(text_decoder(), small_semantic(), weights)
+    with pytest.raises(HybridTokenizerError, match="guide=-1"):
+        UNetLossWeights(guide=-1.0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
