@@ -68,7 +68,9 @@ class UNetObjective(Objective):
         if text is not None:
             decoder.set_null_condition(text.token_features([""]))
         if weights.guide and guide is None:
-            raise HybridTokenizerError(f"unet.guide={weights.guide} trains a guide tokenizer, and none is given; give guide_folder")
+            raise HybridTokenizerError(
+                f"unet.guide={weights.guide} trains a guide tokenizer, and none is given; give guide_folder"
+            )
         self.decoder = (decoder,)  # a tuple: its parts are `model` or frozen, and none must be registered twice
         self.guide = (guide,)
         self.weights = weights
@@ -93,7 +95,7 @@ class UNetObjective(Objective):
     ) -> tuple[LatentStream, list[dict[str, Any]]]:
         """The stream, cached in `output_dir`, and the validation batches."""
         items, held = split_items(data, captions="text" in self.frozen, index_folder=output_dir / INDEX_FOLDER)
-        semantic = self.frozen["semantic"] if "semantic" in self.frozen else None
+        semantic = dict(self.frozen.items()).get("semantic")
         decoder, guide = self.decoder[0], self.guide[0]
         starts_linear = self.weights.linear_path and decoder.config.guide_residual is None
         cached_guide = None if self.weights.guide and not starts_linear else guide

@@ -80,7 +80,9 @@ def build(stage):
     return SentenceContrastive(small_semantic(), ContrastiveWeights(label_smoothing=0.0, feature_width=32))
 
 
-@pytest.mark.parametrize("stage", ["guide", "vae", "unet", "unet_and_vae_decoder", "unet_and_guide", "contrastive", "quantize"])
+@pytest.mark.parametrize(
+    "stage", ["guide", "vae", "unet", "unet_and_vae_decoder", "unet_and_guide", "contrastive", "quantize"]
+)
 def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     objective = build(stage)
     batch = batch_of(objective)
