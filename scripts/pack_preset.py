@@ -30,7 +30,9 @@ def read_arguments() -> argparse.Namespace:
         "--decoder", type=Path, help="decoder folder to pack in place of the diffusion run's final/ (blend_decoder.py)"
     )
     parser.add_argument(
-        "--guide-weights", type=Path, help="guide folder to pack in place of the guide run's final/ (unet.guide above 0)"
+        "--guide-weights",
+        type=Path,
+        help="guide folder to pack in place of the guide run's final/ (unet.guide above 0)",
     )
     parser.add_argument("--stages", type=Path, nargs="*", default=[], help="further run folders whose curves are kept")
     parser.add_argument("--data", type=Path, help="folder of the training data; written as $DATA in the results")

@@ -191,17 +191,20 @@ class UNetObjective(Objective):
     def trained_guides(
         self, images: Float[Tensor, "b 3 H W"]
     ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "b c h w"]]:
-        """Branch I's own losses, and the latents of its guides (of some, shorter prefixes; of some, zeros) with their
-        gradient."""
-        guide = self.guide[0]
+        """Branch I's own losses, and the latents of its guides (of some, shorter prefixes; of some, zeros).
+
+        The gradient of the latents goes through the guide's decoder to the encoder, and leaves the decoder's weights alone:
+        the guide image stays eq. 5's, and what else the tokens say is for the U-Net to draw.
+        """
+        guide, size = self.guide[0], tuple(images.shape[-2:])
         output = guide(images)
         guide_images = output.guide_images.float()
         losses = {
             "recon": recon_loss(guide_images, guide_target(images, tuple(guide_images.shape[-2:]))),
             "vq": vq_loss(output.quantized, guide.config.quantizer),
         }
-        resized = resize_bicubic(guide_images.clamp(-1, 1), tuple(images.shape[-2:])).clamp(-1, 1)
-        latents = self.decoder[0].encode_latents(resized)
+        seen = decode_with_fixed_weights(guide, output.quantized.quantized).float().clamp(-1, 1)
+        latents = self.decoder[0].encode_latents(resize_bicubic(seen, size).clamp(-1, 1))
         dropped = torch.rand(len(latents)) < self.weights.guide_dropout
         return losses, select(dropped, torch.zeros_like(latents), latents)
 
@@ -292,6 +295,22 @@ class UNetObjective(Objective):
         self.decoder[0].save_pretrained(folder)
         if self.weights.guide:
             self.guide[0].save_pretrained(folder / TRAINED_GUIDE)
+
+
+def decode_with_fixed_weights(guide: GuideTokenizer, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
+    """`GuideTokenizer.decode_quantized`, whose gradient reaches `quantized` and no weight."""
+
+    class Decoding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.guide = guide
+
+        def forward(self) -> Tensor:
+            return self.guide.decode_quantized(quantized)
+
+    decoding = Decoding()
+    fixed = {name: weight.detach() for name, weight in decoding.named_parameters()}
+    return torch.func.functional_call(decoding, fixed)
 
 
 def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:

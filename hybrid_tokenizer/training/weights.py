@@ -69,8 +69,9 @@ class UNetLossWeights:
     `pixel` weighs the mean squared error of these windows.
     `vae_decoder` trains the VAE's decoder by these two as well: only it can draw what latents can not say. `vae_share` of
     the images then decode their true latents, so that it stays a decoder of any.
-    `guide` weighs Branch I's own losses (eq. 5 and the VQ loss): above 0 the guide tokenizer trains too, by these and by all
-    that reads its guides, so that its tokens also say what only the decoder can draw. Its own `prefix_dropout` holds then.
+    `guide` weighs Branch I's own losses (eq. 5 and the VQ loss): above 0 the guide tokenizer trains too, its decoder by these
+    alone, its encoder also by all that reads its guides, so that its tokens say what only the U-Net can draw as well. Its own
+    `prefix_dropout` holds then.
     Timesteps are 1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
     `restore_share` of the images that have a guide show the guide's own latents in place of noised true ones, at the
     signal of the timestep and without noise, which is where `inversion_condition: guide` starts from; their error is that of
