@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The embedded preset from folders of photographs, stage by stage; each stage resumes by itself after a kill.
 # DATA holds imagenet_sample/{train,val}, imagenet_extra/train and captions/{train,val}; RUNS keeps the stages.
+# JOINT=1 also trains guide, U-Net and the VAE's decoder together, which is no part of the preset (docs/decisions.md).
 # SINGLE=1 also trains the four guides of one size, which the preset does not hold: scripts/eval_guide.py compares them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,14 +30,17 @@ train_unet unet_first "$RUNS/vae/final"
 # the VAE's decoder too; then most of what it draws is taken back, and some of what the U-Net learnt by heart
 train_unet unet "$RUNS/unet_first/final" unet.vae_decoder=true training.max_steps=5000
 $PYTHON scripts/blend_decoder.py "$RUNS/unet_first/final" "$RUNS/unet/final" "$RUNS/blend" --unet 0.75 --drawn 0.3
-# guide, U-Net and the VAE's decoder together
-$PYTHON scripts/train_decoder.py recipe=tiny_joint "data.root=$pixels" data.val_root="$DATA/imagenet_sample/val" \
-  decoder="$RUNS/blend" semantic_folder="$RUNS/quantize/final" guide_folder="$RUNS/guide/final" output_dir="$RUNS/joint"
-$PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --guide-weights "$RUNS/joint/final/guide" \
-  --semantic "$RUNS/quantize" --diffusion "$RUNS/joint" --stages "$RUNS/vae" "$RUNS/contrastive" "$RUNS/unet" \
-  --data "$DATA" --runs "$RUNS" --results benchmarks/results/tiny
-$PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet,joint}.json \
+$PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
+  --diffusion "$RUNS/unet" --decoder "$RUNS/blend" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
+  --results benchmarks/results/tiny
+$PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet}.json \
   --output benchmarks/results/tiny/curves.png
+
+if [ -n "${JOINT:-}" ]; then
+  # $RUNS/joint/final is a decoder, and its guide/ the tokenizer; pack_preset.py --decoder and --guide-weights take them
+  $PYTHON scripts/train_decoder.py recipe=tiny_joint "data.root=$pixels" data.val_root="$DATA/imagenet_sample/val" \
+    decoder="$RUNS/blend" semantic_folder="$RUNS/quantize/final" guide_folder="$RUNS/guide/final" output_dir="$RUNS/joint"
+fi
 
 if [ -n "${SINGLE:-}" ]; then
   # from the nested guide: the same networks on the area-resized image; small guides have fewer codes than training tokens

@@ -193,8 +193,8 @@ class UNetObjective(Objective):
     ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "b c h w"]]:
         """Branch I's own losses, and the latents of its guides (of some, shorter prefixes; of some, zeros).
 
-        The gradient of the latents goes through the guide's decoder to the encoder, and leaves the decoder's weights alone:
-        the guide image stays eq. 5's, and what else the tokens say is for the U-Net to draw.
+        The gradient of the latents goes through the guide's decoder to the encoder. Without `guide_decoder` it leaves the
+        decoder's weights alone: the guide image stays eq. 5's, and what else the tokens say is for the U-Net to draw.
         """
         guide, size = self.guide[0], tuple(images.shape[-2:])
         output = guide(images)
@@ -203,8 +203,10 @@ class UNetObjective(Objective):
             "recon": recon_loss(guide_images, guide_target(images, tuple(guide_images.shape[-2:]))),
             "vq": vq_loss(output.quantized, guide.config.quantizer),
         }
-        seen = decode_with_fixed_weights(guide, output.quantized.quantized).float().clamp(-1, 1)
-        latents = self.decoder[0].encode_latents(resize_bicubic(seen, size).clamp(-1, 1))
+        seen = guide_images
+        if not self.weights.guide_decoder:
+            seen = decode_with_fixed_weights(guide, output.quantized.quantized).float()
+        latents = self.decoder[0].encode_latents(resize_bicubic(seen.clamp(-1, 1), size).clamp(-1, 1))
         dropped = torch.rand(len(latents)) < self.weights.guide_dropout
         return losses, select(dropped, torch.zeros_like(latents), latents)
 

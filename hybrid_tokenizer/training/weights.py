@@ -69,9 +69,9 @@ class UNetLossWeights:
     `pixel` weighs the mean squared error of these windows.
     `vae_decoder` trains the VAE's decoder by these two as well: only it can draw what latents can not say. `vae_share` of
     the images then decode their true latents, so that it stays a decoder of any.
-    `guide` weighs Branch I's own losses (eq. 5 and the VQ loss): above 0 the guide tokenizer trains too, its decoder by these
-    alone, its encoder also by all that reads its guides, so that its tokens say what only the U-Net can draw as well. Its own
-    `prefix_dropout` holds then.
+    `guide` weighs Branch I's own losses (eq. 5 and the VQ loss): above 0 the guide tokenizer trains too, its encoder by these
+    and by all that reads its guides, so that its tokens say what only the U-Net can draw as well. Its own `prefix_dropout`
+    holds then. Its decoder stays with its own losses, or with `guide_decoder` follows all of them.
     Timesteps are 1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
     `restore_share` of the images that have a guide show the guide's own latents in place of noised true ones, at the
     signal of the timestep and without noise, which is where `inversion_condition: guide` starts from; their error is that of
@@ -100,6 +100,7 @@ class UNetLossWeights:
     crop_share: float = 1.0
     linear_path: bool = False
     guide: float = 0.0
+    guide_decoder: bool = False
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name.endswith(("_share", "_dropout"))):
@@ -115,6 +116,10 @@ class UNetLossWeights:
             raise HybridTokenizerError(
                 "unet.vae_decoder=true with unet.perceptual=0 and unet.pixel=0 has no loss that reaches the VAE's decoder; give "
                 "one of them a weight"
+            )
+        if self.guide_decoder and not self.guide:
+            raise HybridTokenizerError(
+                "unet.guide_decoder=true with unet.guide=0, where no part of the guide tokenizer trains; give unet.guide a weight"
             )
         if not self.teachers or not set(self.teachers) <= set(TEACHERS):
             raise HybridTokenizerError(

@@ -131,22 +131,29 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
 
 
 def test_a_guide_learns_through_what_reads_it():
-    """With next to no weight of its own, its encoder is moved by the losses of what is decoded, and its decoder is not."""
-    torch.manual_seed(0)
+    """With next to no weight of its own: its encoder moves by the losses of what is decoded, its decoder where it is told to."""
     weights = UNetLossWeights(guide=1e-9, pixel=1.0, restore_share=1.0, linear_path=True)
+    torch.manual_seed(0)
     hybrid = small_hybrid(nested=True)
     objective = UNetObjective(text_decoder(), small_semantic(), weights, hybrid.guide)
     objective.decoder[0].set_guide_residual([0.1] * objective.decoder[0].config.latent_channels)
-    gradients = []
-    for weights.guide_dropout in (0.0, 1.0):  # all guides are seen, or none
+
+    def gradients(guide_dropout, guide_decoder):
+        weights.guide_dropout, weights.guide_decoder = guide_dropout, guide_decoder
         torch.manual_seed(0)  # the same prefixes
         objective.zero_grad()
         objective(batch_of(objective), 0)["total"].backward()
-        learned = (hybrid.guide.quant_conv.weight, hybrid.guide.decoder.conv_out.weight)
-        gradients.append(torch.stack([weight.grad.abs().max() for weight in learned]))
-    assert gradients[0][0] > 1000 * gradients[1][0]
-    torch.testing.assert_close(gradients[0][1], gradients[1][1])
-    assert gradients[0][1] > 0
+        return [
+            weight.grad.clone() for weight in (hybrid.guide.quant_conv.weight, hybrid.guide.decoder.conv_out.weight)
+        ]
+
+    own, encoder, both = gradients(1.0, False), gradients(0.0, False), gradients(0.0, True)  # at first no guide is seen
+    assert encoder[0].abs().max() > 1000 * own[0].abs().max() > 0
+    torch.testing.assert_close(encoder[1], own[1])
+    torch.testing.assert_close(both[0], encoder[0])
+    assert both[1].abs().max() > 1000 * own[1].abs().max() > 0
+    with pytest.raises(HybridTokenizerError, match=r"guide_decoder=true with unet\.guide=0"):
+        UNetLossWeights(guide_decoder=True)
     with pytest.raises(HybridTokenizerError, match="none is given; give guide_folder"):
         UNetObjective(text_decoder(), small_semantic(), weights)
     with pytest.raises(HybridTokenizerError, match="guide=-1"):
