@@ -299,20 +299,22 @@ class UNetObjective(Objective):
             self.guide[0].save_pretrained(folder / TRAINED_GUIDE)
 
 
+class GuideDecoding(nn.Module):
+    """`GuideTokenizer.decode_quantized` as a module, which torch.func asks for."""
+
+    def __init__(self, guide: GuideTokenizer):
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
+        return self.guide.decode_quantized(quantized)
+
+
 def decode_with_fixed_weights(guide: GuideTokenizer, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
     """`GuideTokenizer.decode_quantized`, whose gradient reaches `quantized` and no weight."""
-
-    class Decoding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.guide = guide
-
-        def forward(self) -> Tensor:
-            return self.guide.decode_quantized(quantized)
-
-    decoding = Decoding()
+    decoding = GuideDecoding(guide)
     fixed = {name: weight.detach() for name, weight in decoding.named_parameters()}
-    return torch.func.functional_call(decoding, fixed)
+    return torch.func.functional_call(decoding, fixed, (quantized,))
 
 
 def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:
