@@ -57,11 +57,12 @@ class EvalData:
 
 @dataclass
 class Components:
-    """Folders of trained components that replace those of the model."""
+    """What replaces parts of the model: folders of trained components, and how far its encoder searches."""
 
     guide: str | None = None
     semantic: str | None = None
     diffusion: str | None = None
+    search_steps: int | None = None
 
 
 @dataclass

@@ -21,6 +21,8 @@ from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import check_range, full_resolution_chunk
+from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+from hybrid_tokenizer.search import decoded_losses
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
 
@@ -39,7 +41,12 @@ class HybridTokenizer:
     """
 
     def __init__(
-        self, guide: GuideTokenizer, semantic: SemanticTokenizer, diffusion: DiffusionDecoder, name: str = "hybrid"
+        self,
+        guide: GuideTokenizer,
+        semantic: SemanticTokenizer,
+        diffusion: DiffusionDecoder,
+        name: str = "hybrid",
+        search_steps: int = 0,
     ):
         # channels_last is the layout that convolutions are fastest in on CPU and GPU; stored files stay as they are
         self.guide = guide.eval().to(memory_format=torch.channels_last)
@@ -47,6 +54,9 @@ class HybridTokenizer:
         self.semantic = (semantic.without_cosine_stack() if semantic.config.cosine_stack else semantic).eval()
         self.diffusion = diffusion.eval().to(memory_format=torch.channels_last)
         self.name = name
+        if isinstance(search_steps, bool) or not isinstance(search_steps, int) or search_steps < 0:
+            raise HybridTokenizerError(f"search_steps={search_steps!r} must be a whole number; 0 does not search")
+        self.search_steps = search_steps
         self._slice_vae()
 
     @property
@@ -94,9 +104,14 @@ class HybridTokenizer:
         images: Float[Tensor, "b 3 h w"],
         generator: torch.Generator | None = None,
         guide_scales: int | None = None,
+        search_steps: int | None = None,
     ) -> HybridTokens:
         """Images to tokens. Encoding is deterministic, `generator` is the protocol's; `guide_scales` keeps the first
-        grids of a nested guide."""
+        grids of a nested guide.
+
+        `search_steps` gradient steps look for guide codes that decode to a nearer image than the encoder's own do (None:
+        as many as the tokenizer's own; 0: none, the encoder's one pass, as in the paper).
+        """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise HybridTokenizerError(
                 f"images are {images.dtype} of shape {tuple(images.shape)}, expected floats (images, 3, height, width) in "
@@ -105,12 +120,39 @@ class HybridTokenizer:
         self.check_size(images.shape[-2], images.shape[-1])
         check_range(images)
         images = images.to(self.device, torch.float32)
+        semantic_indices = self.semantic.encode(images)
         return HybridTokens(
-            semantic_indices=self.semantic.encode(images),
-            guide_indices=self.guide.encode(images, guide_scales=guide_scales),
+            semantic_indices=semantic_indices,
+            guide_indices=self.encode_guide(images, semantic_indices, guide_scales, search_steps),
             image_size=(images.shape[-2], images.shape[-1]),
             source=self.source,
         )
+
+    @torch.no_grad()
+    def encode_guide(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        semantic_indices: Int[Tensor, "b 32"] | None,
+        guide_scales: int | None = None,
+        search_steps: int | None = None,
+    ) -> tuple[Int[Tensor, "b _ _"], ...]:
+        """The guide's part of `encode`: what it searches for depends on the semantic indices beside it (None: the null
+        condition). Images are on the branches' device."""
+        steps = self.search_steps if search_steps is None else search_steps
+        if not steps:
+            return self.guide.encode(images, guide_scales=guide_scales)
+        if not self.deterministic:
+            raise HybridTokenizerError(
+                f"search_steps={steps} looks through the decoder, whose defaults draw noise (start="
+                f"{self.diffusion.config.decode_defaults.start!r}); give search_steps=0, or a decoder that starts by ddim_inversion"
+            )
+        embeds = None if semantic_indices is None else self.semantic.decode(semantic_indices)
+        losses_of = decoded_losses(self.diffusion, self._distance.to(images.device), images, embeds)
+        return self.guide.encode(images, guide_scales, steps, losses_of)
+
+    @functools.cached_property
+    def _distance(self) -> EfficientNetDistance:
+        return EfficientNetDistance("lite0")
 
     def decode(
         self,
@@ -296,11 +338,12 @@ class HybridTokenizer:
         guide: str | Path | None = None,
         semantic: str | Path | None = None,
         diffusion: str | Path | None = None,
+        search_steps: int | None = None,
     ) -> "HybridTokenizer":
         """From a preset's name, a folder that `save_pretrained` wrote, or a hub id `owner/name` (at `revision`).
 
         `guide`, `semantic` and `diffusion` are folders of components to take instead of the stored ones, such as the
-        `final/` folder of a training run.
+        `final/` folder of a training run; `search_steps` replaces the stored number.
         """
         given = {"guide": guide, "semantic": semantic, "diffusion": diffusion}
         folders = {part: Path(folder) for part, folder in given.items() if folder is not None}
@@ -313,6 +356,7 @@ class HybridTokenizer:
                     f"{home / INDEX_NAME} does not describe a {cls.__name__}; give a folder that save_pretrained wrote"
                 )
             name = str(index.get("name", home.name))
+            search_steps = index.get("search_steps", 0) if search_steps is None else search_steps
             folders = {part: home / part for part in COMPONENTS} | folders
         parts = {part: kind.from_pretrained(folders[part]) for part, kind in COMPONENTS.items()}
         made, read = parts["semantic"].config.generation_width, parts["diffusion"].config.cross_attention_dim
@@ -321,7 +365,7 @@ class HybridTokenizer:
                 f"{folders['semantic']} makes embeddings of width {made}, {folders['diffusion']} reads width {read}; "
                 "give components of one model"
             )
-        return cls(**parts, name=name)
+        return cls(**parts, name=name, search_steps=search_steps or 0)
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_size: int | str = "10GB"
@@ -346,6 +390,8 @@ class HybridTokenizer:
             self.diffusion.save_pretrained(new / "diffusion", dtype=dtype, max_shard_size=max_shard_size)
             classes = {part: ["hybrid_tokenizer", home.__name__] for part, home in COMPONENTS.items()}
             index = {"_class_name": type(self).__name__, "_hybrid_tokenizer_version": __version__, "name": self.name}
+            if self.search_steps:
+                index["search_steps"] = self.search_steps
             write_json(new / INDEX_NAME, index | classes)
             for name in set(existing) - {INDEX_NAME, *COMPONENTS}:
                 entry = folder / name

@@ -10,7 +10,9 @@ from small import noise_images, small_hybrid
 from hybrid_tokenizer.diffusion.scheduler import Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer, image_generators
+from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.protocol import ImageTokenizer
+from hybrid_tokenizer.search import decoded_losses
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens
 
@@ -103,6 +105,63 @@ def test_noise_is_of_the_seed_and_the_images_own_tokens():
     generator = seeded()
     image_generators([indices[:1]], generator)
     assert torch.equal(generator.get_state(), after)  # one draw, however many images
+
+
+def searching():
+    hybrid = small_hybrid(start="ddim_inversion", nested=True)
+    with torch.no_grad():  # random weights as they come hardly look at the guide
+        for weight in hybrid.diffusion.vae.parameters():
+            weight.mul_(1.7)
+    return hybrid
+
+
+def decoded_loss(hybrid, tokens, images):
+    distance, embeds = EfficientNetDistance("lite0"), hybrid.semantic.decode(tokens.semantic_indices)
+    with torch.no_grad():
+        return decoded_losses(hybrid.diffusion, distance, images, embeds)(
+            hybrid.guide.decode(tokens.guide_indices), slice(None)
+        )
+
+
+def test_the_search_finds_guide_codes_that_decode_nearer():
+    hybrid, images = searching(), noise_images(3, 32, 32)
+    own, found = hybrid.encode(images), hybrid.encode(images, search_steps=5)
+    before, after = decoded_loss(hybrid, own, images), decoded_loss(hybrid, found, images)
+    assert (after < before - 1e-4).all()  # of 0.8; rounding moves it by 1e-6
+    assert torch.equal(found.semantic_indices, own.semantic_indices) and found.source == own.source
+    assert all(weight.grad is None for weight in hybrid.diffusion.parameters())
+
+
+def test_the_search_looks_beside_the_semantic_tokens_that_will_be_decoded():
+    hybrid, images = searching(), noise_images(2, 32, 32)
+    tokens = hybrid.encode(images, search_steps=3)
+    with_null = hybrid.encode_guide(images, None, search_steps=3)
+    again = hybrid.encode_guide(images, tokens.semantic_indices, search_steps=3)
+    assert all(torch.equal(left, right) for left, right in zip(again, tokens.guide_indices, strict=True))
+    assert any(not torch.equal(left, right) for left, right in zip(with_null, tokens.guide_indices, strict=True))
+
+
+def test_how_far_to_search_is_stored_with_the_tokenizer(tmp_path):
+    hybrid, images = searching(), noise_images(2, 32, 32)
+    hybrid.search_steps = 3
+    hybrid.save_pretrained(tmp_path / "stored")
+    loaded = HybridTokenizer.from_pretrained(tmp_path / "stored")
+    assert loaded.search_steps == 3
+    expected = hybrid.encode(images, search_steps=3).guide_indices
+    assert all(torch.equal(*pair) for pair in zip(loaded.encode(images).guide_indices, expected, strict=True))
+    assert HybridTokenizer.from_pretrained(tmp_path / "stored", search_steps=0).search_steps == 0
+
+
+@pytest.mark.parametrize("steps", [-1, True])
+def test_a_search_of_no_whole_number_of_steps_is_refused(steps):
+    hybrid = searching()
+    with pytest.raises(HybridTokenizerError, match=r"search_steps=.* must be a whole number"):
+        HybridTokenizer(hybrid.guide, hybrid.semantic, hybrid.diffusion, search_steps=steps)
+
+
+def test_a_search_through_a_decoder_that_draws_noise_is_refused(hybrid):
+    with pytest.raises(HybridTokenizerError, match=r"search_steps=2 looks through the decoder.*add_noise"):
+        hybrid.encode(noise_images(1), search_steps=2)
 
 
 def test_inversion_draws_no_noise():

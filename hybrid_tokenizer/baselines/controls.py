@@ -1,14 +1,18 @@
 """The control rows of every table: what chance, the guide and each kind of token reach alone.
 
 A row of the hybrid takes the built HybridTokenizer and reads its branches, so that every token it counts is a token it
-decodes from, and nothing else is encoded.
+decodes from. Where the hybrid's encoder searches, every row that decodes through diffusion has the guide tokens that were
+found for the hybrid, beside the image's own semantic tokens: rows differ in what they decode from, not in the search.
+`guide_only` is Branch I by itself, and searches for lower eq. 5 instead.
 """
 
 import functools
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -35,8 +39,16 @@ class Branches(Protocol):
     guide: GuideTokenizer
     semantic: SemanticTokenizer
     device: torch.device
+    search_steps: int
 
     def check_size(self, height: int, width: int) -> None: ...
+
+    def encode_guide(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        semantic_indices: Int[Tensor, "b n"] | None,
+        guide_scales: int | None = None,
+    ) -> tuple[Int[Tensor, "b _ _"], ...]: ...
 
     def decode_guide(
         self, guide_indices: tuple[Int[Tensor, "b _ _"], ...], image_size: tuple[int, int]
@@ -80,6 +92,31 @@ class BranchTokens:
     def num_guide_tokens(self) -> int:
         """Guide tokens an image, 0 without them."""
         return sum(grid.shape[1] * grid.shape[2] for grid in self.guide_indices or ())
+
+
+class FoundGuides:
+    """`encode_guide` of a HybridTokenizer that searches once an image, however many rows read the result.
+
+    It keeps 4 bytes a token for every image that it has met.
+    """
+
+    def __init__(self, hybrid: Branches):
+        self.hybrid = hybrid
+        self._found: dict[tuple[bytes, int | None], tuple[np.ndarray, ...]] = {}
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], guide_scales: int | None) -> tuple[Int[Tensor, "b _ _"], ...]:
+        """Guide indices, found beside the images' own semantic tokens."""
+        if not self.hybrid.search_steps:
+            return self.hybrid.guide.encode(images, guide_scales=guide_scales)
+        keys = [(hashlib.sha256(image.cpu().numpy().tobytes()).digest(), guide_scales) for image in images]
+        new = [i for i, key in enumerate(keys) if key not in self._found]
+        if new:
+            semantic_indices = self.hybrid.semantic.encode(images[new])
+            grids = self.hybrid.encode_guide(images[new], semantic_indices, guide_scales)
+            for place, i in enumerate(new):
+                self._found[keys[i]] = tuple(grid[place].cpu().numpy().astype(np.int32) for grid in grids)
+        found = zip(*(self._found[key] for key in keys), strict=True)
+        return tuple(torch.from_numpy(np.stack(grids)).to(images.device, torch.int64) for grids in found)
 
 
 class Identity:
@@ -159,7 +196,8 @@ class Unrelated(Identity):
 class HybridRow:
     """A HybridTokenizer reading both kinds of token, or one, under fixed options.
 
-    `use_guide` off starts from pure noise with all steps, `use_semantic` off conditions on the null embedding.
+    `use_guide` off starts from pure noise with all steps, `use_semantic` off conditions on the null embedding. Rows that are
+    given the same `found` search for an image's guide tokens once.
     """
 
     def __init__(
@@ -174,6 +212,7 @@ class HybridRow:
         strength: float | int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | int | None = None,
+        found: FoundGuides | None = None,
     ):
         if not (use_guide or use_semantic):
             raise HybridTokenizerError(f"row {name!r} reads neither guide nor semantic tokens; switch one of them on")
@@ -187,6 +226,7 @@ class HybridRow:
         self.strength = strength
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
+        self.found = found or FoundGuides(hybrid)
         self.deterministic = use_guide and hybrid.deterministic and start in (None, "ddim_inversion")
 
     @torch.no_grad()
@@ -236,16 +276,29 @@ class HybridRow:
         images, semantic_images = images.to(self.hybrid.device), semantic_images.to(self.hybrid.device)
         return BranchTokens(
             semantic_indices=self.hybrid.semantic.encode(semantic_images) if self.use_semantic else None,
-            guide_indices=self.hybrid.guide.encode(images, guide_scales=self.guide_scales) if self.use_guide else None,
+            guide_indices=self._guide_indices(images) if self.use_guide else None,
             image_size=(images.shape[-2], images.shape[-1]),
         )
 
+    def _guide_indices(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Int[Tensor, "b _ _"], ...]:
+        return self.found.encode(images, self.guide_scales)
 
-class GuideOnly(HybridRow):
-    """`guide_only`: the decoded guide, bicubic up; neither VAE nor diffusion."""
 
-    def __init__(self, hybrid: Branches, name: str = "guide_only", *, guide_scales: int | None = None):
-        super().__init__(hybrid, name, use_semantic=False, guide_scales=guide_scales)
+class GuideOfHybrid(HybridRow):
+    """`guide_of_hybrid`: what the guide's decoder makes of the hybrid's guide tokens, bicubic up; neither VAE nor diffusion.
+
+    The hybrid is compared to it at equal tokens, whatever was searched for.
+    """
+
+    def __init__(
+        self,
+        hybrid: Branches,
+        name: str = "guide_of_hybrid",
+        *,
+        guide_scales: int | None = None,
+        found: FoundGuides | None = None,
+    ):
+        super().__init__(hybrid, name, use_semantic=False, guide_scales=guide_scales, found=found)
         self.deterministic = True
 
     def decode(
@@ -253,6 +306,16 @@ class GuideOnly(HybridRow):
     ) -> Float[Tensor, "b 3 H W"]:
         """The guide, resized."""
         return resize_bicubic(self.hybrid.decode_guide(tokens.guide_indices, tokens.image_size), size).clamp(-1, 1)
+
+
+class GuideOnly(GuideOfHybrid):
+    """`guide_only`: Branch I by itself. Its encoder searches as far as the hybrid's, for lower eq. 5."""
+
+    def __init__(self, hybrid: Branches, name: str = "guide_only", *, guide_scales: int | None = None):
+        super().__init__(hybrid, name, guide_scales=guide_scales)
+
+    def _guide_indices(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Int[Tensor, "b _ _"], ...]:
+        return self.hybrid.guide.encode(images, guide_scales=self.guide_scales, search_steps=self.hybrid.search_steps)
 
 
 class WrongSemantics(HybridRow):
@@ -263,9 +326,9 @@ class WrongSemantics(HybridRow):
 
     needs_next = True
 
-    def __init__(self, hybrid: Branches, *, use_guide: bool = True):
+    def __init__(self, hybrid: Branches, *, use_guide: bool = True, found: FoundGuides | None = None):
         of = "hybrid" if use_guide else "semantic_only"
-        super().__init__(hybrid, f"{of}_wrong_semantics", use_guide=use_guide)
+        super().__init__(hybrid, f"{of}_wrong_semantics", use_guide=use_guide, found=found)
         self.compare_to = of
 
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
@@ -291,6 +354,7 @@ def hybrid_row(
     strength: float | int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | int | None = None,
+    found: FoundGuides | None = None,
 ) -> HybridRow:
     """`hybrid`, or a variant named by what differs: `hybrid@84` (84 guide tokens of a nested guide at the native size),
     `hybrid@s0.4` (strength), `hybrid@n50` (steps), `hybrid@g3` (guidance), `hybrid@add_noise`; several joined by commas."""
@@ -310,22 +374,26 @@ def hybrid_row(
     name = "hybrid" + ("@" + ",".join(parts) if parts else "")
     return HybridRow(
         hybrid, name, guide_scales=guide_scales, start=start, strength=strength,
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, found=found,
     )  # fmt: skip
 
 
-def control_rows(hybrid: Branches, variants: list[HybridRow] | None = None) -> list[ImageTokenizer]:
+def control_rows(
+    hybrid: Branches, variants: list[HybridRow] | None = None, found: FoundGuides | None = None
+) -> list[ImageTokenizer]:
     """Every control in the order of the table, `hybrid` and its variants, and the codec at the hybrid's bits."""
-    plain = hybrid_row(hybrid)
+    found = found or FoundGuides(hybrid)
+    plain = hybrid_row(hybrid, found=found)
     rows: list[ImageTokenizer] = [
         Identity(),
         Unrelated(),
         LosslessGuide(hybrid.guide.config.guide_size),
         GuideOnly(hybrid),
+        *([GuideOfHybrid(hybrid, found=found)] if hybrid.search_steps else []),  # without a search it is guide_only
         HybridRow(hybrid, "semantic_only", use_guide=False),
         WrongSemantics(hybrid, use_guide=False),
-        HybridRow(hybrid, "guide_tokens_null_condition", use_semantic=False),
-        WrongSemantics(hybrid),
+        HybridRow(hybrid, "guide_tokens_null_condition", use_semantic=False, found=found),
+        WrongSemantics(hybrid, found=found),
         plain,
         *(variants or []),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hybrid_tokenizer.baselines.controls import Branches, HybridRow, control_rows, hybrid_row
+from hybrid_tokenizer.baselines.controls import Branches, FoundGuides, HybridRow, control_rows, hybrid_row
 from hybrid_tokenizer.baselines.registry import BASELINES, load_baseline
 from hybrid_tokenizer.baselines.super_resolution import LEFT_OUT, NAME, SuperResolution, load_upscaler
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -35,7 +35,8 @@ def rows_by_name(
         raise HybridTokenizerError(f"baselines {', '.join(unknown)} are unknown; use some of {', '.join(weighted)}")
     if names is None and NAME not in baselines:
         say(LEFT_OUT)
-    known = {row.name: row for row in control_rows(hybrid)}
+    found = FoundGuides(hybrid)
+    known = {row.name: row for row in control_rows(hybrid, found=found)}
     names = [*known, *baselines] if names is None else names
     if not names or len(set(names)) < len(names):
         raise HybridTokenizerError(f"tokenizers={names} must be one or more different names; known: {', '.join(known)}")
@@ -56,11 +57,11 @@ def rows_by_name(
         elif name in BASELINES:
             rows.append(load_baseline(name, baselines[name]))
         else:
-            rows.append(known[name] if name in known else variant_row(hybrid, name))
+            rows.append(known[name] if name in known else variant_row(hybrid, name, found))
     return rows
 
 
-def variant_row(hybrid: Branches, name: str) -> HybridRow:
+def variant_row(hybrid: Branches, name: str, found: FoundGuides | None = None) -> HybridRow:
     """A variant from its own name, the reverse of `hybrid_row`: parts joined by commas in any order."""
     options: dict[str, Any] = {}
     for part in name.removeprefix(VARIANT).split(","):
@@ -78,7 +79,7 @@ def variant_row(hybrid: Branches, name: str) -> HybridRow:
                 f"row {name!r}: {part!r} is no variant; use a number of guide tokens, s0.4 (strength), n50 (steps), "
                 f"g3 (guidance), or {' or '.join(STARTS)}, joined by commas"
             )
-    return hybrid_row(hybrid, **options)
+    return hybrid_row(hybrid, found=found, **options)
 
 
 def scales_of(hybrid: Branches, num_guide_tokens: int) -> int:

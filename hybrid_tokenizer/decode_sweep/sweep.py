@@ -61,7 +61,8 @@ def sweep(
     with tqdm(total=len(rows) * len(images), desc="sweep", unit="image", disable=not progress) as bar:
         for batch in images.batches(batch_size):
             references = batch.references.to(tokenizer.device)
-            tokens = tokenizer.encode(references)
+            # tokens that were searched for under one setting would speak for it
+            tokens = tokenizer.encode(references, search_steps=0)
             for i, options in enumerate(decodings):
                 start = time.perf_counter()
                 if options is None:

@@ -159,7 +159,6 @@ class DiffusionDecoder(nn.Module):
         shift, scale = self._latent_statistics(latents)
         return in_chunks(lambda z: self.vae.decode(z.to(dtype)).sample.float(), latents / scale + shift, chunk_size)
 
-    @torch.no_grad()
     def decode(
         self,
         guide_images: Float[Tensor, "b 3 guide_h guide_w"] | None,
@@ -177,6 +176,7 @@ class DiffusionDecoder(nn.Module):
         generator: torch.Generator | list[torch.Generator] | None = None,
         decode_chunk_size: int | None = None,
         progress: bool = False,
+        differentiable: bool = False,
     ) -> Float[Tensor, "b 3 H W"]:
         """Images of `size` = (height, width), clamped to [-1, 1], in fp32.
 
@@ -185,6 +185,7 @@ class DiffusionDecoder(nn.Module):
         generation_embeds: None stands for the null condition.
         generator: one for the batch, or one an image; with one an image, results do not depend on the batch.
         decode_chunk_size: at most so many images at once go through U-Net and VAE; bounds memory, not the result.
+        differentiable: the result has a gradient; every step's activations stay in memory for it.
 
         Options left at None take `config.decode_defaults`. Raises HybridTokenizerError on values outside their range, a
         size that is no multiple of the VAE's factor, and embeddings of another width than the U-Net reads.
@@ -223,6 +224,7 @@ class DiffusionDecoder(nn.Module):
         calls_per_inversion_step = 1 + options.num_fixed_point_iterations
         total = len(steps) * (1 + (calls_per_inversion_step if inverts and not inverts_guide else 0))
         with (
+            torch.set_grad_enabled(differentiable),
             tqdm(total=total, disable=not progress, desc="decode", unit="step") as bar,
             remembered_conditions(self.unet),
         ):
@@ -256,7 +258,7 @@ class DiffusionDecoder(nn.Module):
                 latents = ddim_denoise(latents, reversed(steps), predictor, options.eta, fresh_noise)
             else:
                 latents = lcm_denoise(lcm, latents, reversed(steps), predictor, generator)
-        return self.decode_latents(latents, decode_chunk_size).clamp(-1, 1)
+            return self.decode_latents(latents, decode_chunk_size).clamp(-1, 1)
 
     def _noise_predictor(
         self,

@@ -26,6 +26,12 @@ def recon_loss(guide_images: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 
     return F.mse_loss(guide_images.float(), target.float())
 
 
+def recon_losses(guide_images: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
+    """Eq. 5 of each image by itself."""
+    target = guide_target(images, (guide_images.shape[-2], guide_images.shape[-1]))
+    return (guide_images.float() - target.float()).square().mean((1, 2, 3))
+
+
 def perceptual_loss(
     guide_images: Float[Tensor, "b 3 h w"],
     target: Float[Tensor, "b 3 h w"],

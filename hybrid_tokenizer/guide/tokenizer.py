@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
+from hybrid_tokenizer.guide.losses import recon_losses
 from hybrid_tokenizer.guide.refiner import Refiner
+from hybrid_tokenizer.guide.search import CodeGrids, GuideLosses, search_codes
 from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_area
 from hybrid_tokenizer.linear_path import CosineScale, LinearPath
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
@@ -158,20 +161,52 @@ class GuideTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, images: Float[Tensor, "b 3 H W"], guide_scales: int | None = None
-    ) -> tuple[Int[Tensor, "b _ _"], ...]:
-        """Images to grids of indices, coarse to fine; `guide_scales` keeps the first so many of a nested guide."""
-        scales = len(self.config.guide_scales or [0])
-        keep = scales if guide_scales is None else guide_scales
-        if not 1 <= keep <= scales:
-            raise HybridTokenizerError(
-                f"guide_scales={keep} must lie in 1..{scales}, the scales of this guide tokenizer"
-            )
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        guide_scales: int | None = None,
+        search_steps: int = 0,
+        losses_of: GuideLosses | None = None,
+    ) -> CodeGrids:
+        """Images to grids of indices, coarse to fine; `guide_scales` keeps the first so many of a nested guide.
+
+        `search_steps` of `search.search_codes` then look for codes of lower loss (None: eq. 5). Slower, and where two codes
+        are about as good, rounding decides: batches and machines may differ in single codes.
+        """
+        if search_steps < 0:
+            raise HybridTokenizerError(f"search_steps={search_steps} must not be negative; 0 does not search")
+        self.check_scales(guide_scales)
         chunk = full_resolution_chunk(images.device, (images.shape[-2], images.shape[-1]))
         features = in_chunks(self.features, images, chunk).float()
+        if not search_steps:
+            return self.nearest_codes(features, guide_scales)
+
+        losses_of = losses_of or (lambda guide_images, rows: recon_losses(guide_images, images[rows]))
+        chunk = full_resolution_chunk(images.device) or len(images)
+        rows = [slice(first, first + chunk) for first in range(0, len(images), chunk)]
+        found = [
+            search_codes(self, features[row], partial(losses_of, rows=row), search_steps, guide_scales) for row in rows
+        ]
+        return tuple(torch.cat(grids) for grids in zip(*found, strict=True))
+
+    def check_scales(self, guide_scales: int | None) -> None:
+        """Raise where `guide_scales` is no number of this guide's scales; None stands for all."""
+        scales = len(self.config.guide_scales or [0])
+        if guide_scales is not None and not 1 <= guide_scales <= scales:
+            raise HybridTokenizerError(
+                f"guide_scales={guide_scales} must lie in 1..{scales}, the scales of this guide tokenizer"
+            )
+
+    def nearest_codes(self, features: Float[Tensor, "b h w d"], guide_scales: int | None = None) -> CodeGrids:
+        """The grids of what `features` returns, coarse to fine."""
         if self.config.guide_scales is None:
             return (self.quantizer.lookup(features)[1],)
-        return tuple(indices for _, indices in self._residual_scales(features)[:keep])
+        return tuple(indices for _, indices in self._residual_scales(features)[:guide_scales])
+
+    def code_sum(self, grids: Sequence[Int[Tensor, "b _ _"]], grid_size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
+        """The codes of all grids, on the full grid."""
+        if self.config.guide_scales is None:
+            return self.quantizer.codes(grids[0])
+        return sum(self.to_full_grid(self.quantizer.codes(grid), grid_size, i) for i, grid in enumerate(grids))
 
     @torch.no_grad()
     def decode(
@@ -195,7 +230,7 @@ class GuideTokenizer(nn.Module):
                     f"guide indices span {low.item()} to {high.item()}; this codebook has 0..{self.codebook_size - 1}"
                 )
         if self.config.guide_scales is None:
-            return self._decode_in_chunks(self.quantizer.codes(grids[0]))
+            return self._decode_in_chunks(self.code_sum(grids, grids[0].shape[-2:]))
         if grid_size is None:
             finest = grids[-1].shape[-2:]
             grid_size = tuple(
@@ -208,8 +243,7 @@ class GuideTokenizer(nn.Module):
                 f"guide grids {given} are not the first scales {sizes} of a {grid_size[0]}x{grid_size[1]} grid; "
                 "pass grid_size=(h, w) of the full grid"
             )
-        total = sum(self.to_full_grid(self.quantizer.codes(grid), grid_size, i) for i, grid in enumerate(grids))
-        return self._decode_in_chunks(total)
+        return self._decode_in_chunks(self.code_sum(grids, grid_size))
 
     def _decode_in_chunks(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
         return in_chunks(self.decode_quantized, quantized, full_resolution_chunk(quantized.device))

@@ -188,6 +188,38 @@ def test_a_row_that_says_deterministic_is(images):
     assert not hybrid_row(hybrid, start="add_noise").deterministic
 
 
+def test_rows_that_decode_share_the_guide_tokens_of_one_search(monkeypatch):
+    hybrid, images = small_hybrid(start="ddim_inversion", nested=True), noise_images(3, 32, 32)
+    hybrid.search_steps = 2
+    expected = hybrid.encode(images)
+    searched = []
+    original = hybrid.encode_guide
+    monkeypatch.setattr(
+        hybrid, "encode_guide", lambda images, *rest: (searched.append(len(images)), original(images, *rest))[1]
+    )
+    rows = {row.name: row for row in control_rows(hybrid)}
+    names = [name for name in NAMES if name != "codec"]
+    assert list(rows) == [*names[:4], "guide_of_hybrid", *names[4:], "codec"]
+    decoding = ("guide_of_hybrid", "guide_tokens_null_condition", "hybrid_wrong_semantics", "hybrid")
+    for name in decoding:
+        tokens = tokens_of(rows[name], images)
+        assert all(torch.equal(*pair) for pair in zip(tokens.guide_indices, expected.guide_indices, strict=True)), name
+    assert searched == [3]
+    of_guide = hybrid.decode_guide(expected.guide_indices, (32, 32))
+    shown = rows["guide_of_hybrid"].decode(rows["guide_of_hybrid"].encode(images), (32, 32))
+    torch.testing.assert_close(shown, resize_bicubic(of_guide, (32, 32)).clamp(-1, 1))
+
+
+def test_guide_only_searches_for_the_guides_own_loss():
+    hybrid, images = small_hybrid(start="ddim_inversion", nested=True), noise_images(3, 32, 32)
+    plain = hybrid.guide.encode(images)
+    hybrid.search_steps = 3
+    tokens = {row.name: row for row in control_rows(hybrid)}["guide_only"].encode(images)
+    expected = hybrid.guide.encode(images, search_steps=3)
+    assert all(torch.equal(*pair) for pair in zip(tokens.guide_indices, expected, strict=True))
+    assert any(not torch.equal(*pair) for pair in zip(tokens.guide_indices, plain, strict=True))
+
+
 def test_variants_have_suffixed_names():
     hybrid = small_hybrid(nested=True)
     assert hybrid_row(hybrid).name == "hybrid"

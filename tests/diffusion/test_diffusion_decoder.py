@@ -1,5 +1,7 @@
 """DiffusionDecoder against diffusers driven by hand, and the properties that its callers rely on."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
@@ -249,6 +251,26 @@ def test_gradients_reach_the_vae(decoder):
     images = torch.rand(1, 3, 32, 48) * 2 - 1
     decoder.decode_latents(decoder.encode_latents(images)).square().mean().backward()
     assert decoder.vae.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_a_differentiable_decode_is_the_same_and_has_the_guides_gradient(decoder, guide_images, embeds):
+    options = {"start": "ddim_inversion", "strength": 0.4, "num_inference_steps": 5}
+    size = (32, 32)
+    plain = decoder.decode(guide_images, embeds, size, **options)
+    assert not plain.requires_grad
+    guide = guide_images.double().clone().requires_grad_(True)
+    exact = copy.deepcopy(decoder).double()
+    decoded = exact.decode(guide, embeds.double(), size, differentiable=True, **options)
+    torch.testing.assert_close(decoded.float(), plain, rtol=1e-4, atol=1e-4)
+    weights = torch.randn(decoded.shape, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((weights * decoded).sum(), guide)
+    way = torch.randn(guide.shape, dtype=torch.float64)
+    step = 1e-3
+    ahead, behind = (
+        exact.decode(guide.detach() + sign * step * way, embeds.double(), size, **options) for sign in (1, -1)
+    )
+    slope = (weights * (ahead - behind)).sum() / (2 * step)
+    torch.testing.assert_close((gradient * way).sum(), slope, rtol=0.02, atol=0.02 * slope.abs().item())
 
 
 @torch.no_grad()
