@@ -36,7 +36,7 @@ def run(config: EvalAlignmentConfig) -> None:
     leads = rank_and_world_size()[0] == 0
     pairs = open_pairs(config.data, say=tqdm.write if leads else lambda line: None, progress=leads)
     facts = {"config": asdict(config), "seeds": config.seeds, "captions_sha256": pairs.captions_hash}
-    facts |= {"weights_sha256": {tokenizer.name: tokenizer.hash} | built.hashes}
+    facts |= {"weights_sha256": {tokenizer.name: tokenizer.hash} | built.hashes, "search_steps": tokenizer.search_steps}
     images, folder = pairs.images, Path(config.output_dir)
     store = FinishedRows(folder, [facts, images.pixels_hash, images.names, git_revision(), str(device)])
     done = score_rows(

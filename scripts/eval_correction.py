@@ -22,7 +22,8 @@ def run(config: EvalCorrectionConfig) -> None:
         tokenizer, images, config.damages(), methods, correction_metrics(device),
         seed=config.seed, batch_size=config.batch_size, pictures=config.pictures,
     )  # fmt: skip
-    facts = {"config": asdict(config), "weights_sha256": {tokenizer.name: tokenizer.hash}}
+    facts = {"config": asdict(config), "search_steps": tokenizer.search_steps}
+    facts |= {"weights_sha256": {tokenizer.name: tokenizer.hash}}
     table = write_correction(Path(config.output_dir), correction, images, facts | provenance(images, device, started))
     print(f"{table}\nwritten to {config.output_dir}")
 

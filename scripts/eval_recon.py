@@ -42,7 +42,8 @@ def run(config: EvalReconConfig) -> None:
     images = EvalImages.open(
         config.data.root, config.data.image_size, max_images=config.data.max_images, say=say, progress=leads
     )
-    facts = {"config": asdict(config), "seeds": config.seeds, "weights_sha256": {tokenizer.name: tokenizer.hash}}
+    facts = {"config": asdict(config), "seeds": config.seeds, "search_steps": tokenizer.search_steps}
+    facts |= {"weights_sha256": {tokenizer.name: tokenizer.hash}}
     store = FinishedRows(
         Path(config.output_dir), [facts, images.pixels_hash, images.names, git_revision(), str(device)]
     )

@@ -41,7 +41,8 @@ def run(config: FiguresConfig) -> None:
             if NAME not in baselines:
                 tqdm.write(LEFT_OUT)
             drawn = paper.figure_5(painter, variants, load_upscaler(baselines[NAME]) if NAME in baselines else None)
-        facts = {"config": asdict(config), "weights_sha256": {one.name: one.hash for one in (tokenizer, *others)}}
+        facts = {"config": asdict(config), "search_steps": tokenizer.search_steps}
+        facts |= {"weights_sha256": {one.name: one.hash for one in (tokenizer, *others)}}
         for path in paper.write_drawn(
             Path(config.output_dir), number, drawn, facts | provenance(images, device, started)
         ):

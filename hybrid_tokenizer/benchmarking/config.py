@@ -6,6 +6,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 ROWS = (
     "encode",
+    "encode_search",
     "decode",
     "decode_latency",
     "decode_batch8_vs_1",

@@ -149,18 +149,44 @@ def encode_contest(
     return Contest(
         name=name,
         unit="images/s",
-        ours=lambda: tokenizer.encode(images),
+        ours=lambda: tokenizer.encode(images, search_steps=0),
         alternative=lambda: [plain.encode_one(image) for image in images.split(1)],
         amount=len(images),
         difference=differing,
         notes={
-            "ours_is": f"HybridTokenizer.encode, batch {len(images)}",
+            "ours_is": f"HybridTokenizer.encode without search, batch {len(images)}",
             "alternative_is": "transformers' BLIP-2 classes, diffusers' Encoder and torch.cdist by hand, one image at a time",
             "difference_is": "share of tokens that differ",
             "batch_size": len(images),
             "model": tokenizer.name,
         },
     )
+
+
+def encode_search(bench: Bench) -> dict[str, Any]:
+    """What the search for better guide codes costs."""
+    tokenizer, images = bench.tokenizer, bench.images
+
+    def differing(ours: HybridTokens, theirs: HybridTokens) -> float:
+        pairs = list(zip(ours.guide_indices, theirs.guide_indices, strict=True))
+        return sum((left != right).sum().item() for left, right in pairs) / sum(left.numel() for left, _ in pairs)
+
+    contest = Contest(
+        name="encode_search",
+        unit="images/s",
+        ours=lambda: tokenizer.encode(images),
+        alternative=lambda: tokenizer.encode(images, search_steps=0),
+        amount=len(images),
+        difference=differing,
+        notes={
+            "ours_is": f"HybridTokenizer.encode with its own {tokenizer.search_steps} steps of search, batch {len(images)}",
+            "alternative_is": "the same without search",
+            "difference_is": "share of guide tokens that differ",
+            "batch_size": len(images),
+            "model": tokenizer.name,
+        },
+    )
+    return bench.measure(contest)
 
 
 def decode(bench: Bench) -> dict[str, Any]:
@@ -189,7 +215,7 @@ def decode_contest(
     size: tuple[int, int] | None = None,
 ) -> Contest:  # fmt: skip
     """Tokens to images by DDIM inversion without guidance; one image alone is measured in seconds."""
-    tokens = tokenizer.encode(images)
+    tokens = tokenizer.encode(images, search_steps=0)
     steps, strength = bench.config.num_inference_steps, bench.config.strength
     size = size or tokens.image_size
     single = len(images) == 1
@@ -221,8 +247,8 @@ def decode_contest(
 
 def decode_batch8_vs_1(bench: Bench) -> dict[str, Any]:
     tokenizer = bench.fast
-    tokens = tokenizer.encode(bench.images)
-    alone = [tokenizer.encode(image) for image in bench.images.split(1)]
+    tokens = tokenizer.encode(bench.images, search_steps=0)
+    alone = [tokenizer.encode(image, search_steps=0) for image in bench.images.split(1)]
     options = {
         "strength": bench.config.strength, "num_inference_steps": bench.config.num_inference_steps, **PLAIN_START
     }  # fmt: skip
@@ -483,7 +509,7 @@ def sd15_row(bench: Bench, name: str) -> dict[str, Any]:
     images = bench.images[:1].expand(count, -1, -1, -1).contiguous()
     if name == "sd15_encode":
         contest = encode_contest(tokenizer, plain, images, name)
-        flops = count_flops(lambda: tokenizer.encode(images[:1]))
+        flops = count_flops(lambda: tokenizer.encode(images[:1], search_steps=0))
     else:
         size = (SD15_SIZE, SD15_SIZE)
         contest = decode_contest(bench, tokenizer, plain, images, name, size)
@@ -514,6 +540,7 @@ def count_flops(run: Callable[[], Any]) -> int:
 
 BUILDERS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "encode": encode,
+    "encode_search": encode_search,
     "decode": decode,
     "decode_latency": decode_latency,
     "decode_batch8_vs_1": decode_batch8_vs_1,
