@@ -43,6 +43,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="recommended decoding: steps of the whole schedule")
     parser.add_argument("--inversion", help="recommended decoding: condition of the inversion")
     parser.add_argument("--guidance", type=float, help="recommended decoding: guidance scale")
+    parser.add_argument("--search-steps", type=int, default=0, help="recommended encoding (%(default)s)")
     return parser.parse_args()
 
 
@@ -70,6 +71,7 @@ def main() -> None:
         SemanticTokenizer.from_pretrained(arguments.semantic / "final"),
         diffusion,
         name=arguments.name,
+        search_steps=arguments.search_steps,
     )
     folder = PRESETS / arguments.name
     card = (folder / "README.md").read_bytes() if (folder / "README.md").exists() else None
