@@ -128,6 +128,7 @@ class HybridTokenizer:
             source=self.source,
         )
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def encode_guide(
         self,
@@ -144,7 +145,8 @@ class HybridTokenizer:
         if not self.deterministic:
             raise HybridTokenizerError(
                 f"search_steps={steps} looks through the decoder, whose defaults draw noise (start="
-                f"{self.diffusion.config.decode_defaults.start!r}); give search_steps=0, or a decoder that starts by ddim_inversion"
+                f"{self.diffusion.config.decode_defaults.start!r}); give search_steps=0, or a decoder that starts by "
+                "ddim_inversion"
             )
         embeds = None if semantic_indices is None else self.semantic.decode(semantic_indices)
         losses_of = decoded_losses(self.diffusion, self._distance.to(images.device), images, embeds)

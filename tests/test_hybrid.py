@@ -132,6 +132,15 @@ def test_the_search_finds_guide_codes_that_decode_nearer():
     assert all(weight.grad is None for weight in hybrid.diffusion.parameters())
 
 
+def test_the_search_works_in_inference_mode():
+    hybrid, images = searching(), noise_images(2, 32, 32)
+    expected = hybrid.encode(images, search_steps=2)
+    with torch.inference_mode():
+        found = hybrid.encode(images.clone(), search_steps=2)
+        assert hybrid.decode(found).shape == (2, 3, 32, 32)
+    assert all(torch.equal(*pair) for pair in zip(found.guide_indices, expected.guide_indices, strict=True))
+
+
 def test_the_search_looks_beside_the_semantic_tokens_that_will_be_decoded():
     hybrid, images = searching(), noise_images(2, 32, 32)
     tokens = hybrid.encode(images, search_steps=3)

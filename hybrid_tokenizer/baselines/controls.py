@@ -108,7 +108,7 @@ class FoundGuides:
         """Guide indices, found beside the images' own semantic tokens."""
         if not self.hybrid.search_steps:
             return self.hybrid.guide.encode(images, guide_scales=guide_scales)
-        keys = [(hashlib.sha256(image.cpu().numpy().tobytes()).digest(), guide_scales) for image in images]
+        keys = [(hashlib.sha256(image.float().cpu().numpy().tobytes()).digest(), guide_scales) for image in images]
         new = [i for i, key in enumerate(keys) if key not in self._found]
         if new:
             semantic_indices = self.hybrid.semantic.encode(images[new])

@@ -23,6 +23,9 @@ from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_are
 from hybrid_tokenizer.linear_path import CosineScale, LinearPath
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
+SEARCHED_AT_ONCE = 16
+"""Images on a GPU: the gradient keeps every layer of a decode in memory."""
+
 
 class GuideOutput(NamedTuple):
     """One training pass."""
@@ -181,7 +184,7 @@ class GuideTokenizer(nn.Module):
             return self.nearest_codes(features, guide_scales)
 
         losses_of = losses_of or (lambda guide_images, rows: recon_losses(guide_images, images[rows]))
-        chunk = full_resolution_chunk(images.device) or len(images)
+        chunk = full_resolution_chunk(images.device) or SEARCHED_AT_ONCE
         rows = [slice(first, first + chunk) for first in range(0, len(images), chunk)]
         found = [
             search_codes(self, features[row], partial(losses_of, rows=row), search_steps, guide_scales) for row in rows
