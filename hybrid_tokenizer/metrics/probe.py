@@ -16,7 +16,9 @@ from hybrid_tokenizer.images import check_range, from_uint8, full_resolution_chu
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 
 PROBE_WEIGHTS, PROBE_FACTS = "probe.safetensors", "probe.json"
-NETWORK, SIDE = "lite0", 224
+NETWORK, SIDE = "lite1", 224
+"""Not lite0, which the embedded preset's search descends: its own score would see what was made for it."""
+FEATURES = f"efficientnet-{NETWORK}"
 TEXT_WIDTH = 384
 
 
@@ -86,6 +88,11 @@ def load_probe(folder: Path, text: SentenceEncoder) -> ProbeScore:
         raise HybridTokenizerError(
             f"{folder / PROBE_FACTS} is not of a probe; give a folder that scripts/train_probe.py wrote"
         ) from None
+    if facts.get("features") != FEATURES:
+        raise HybridTokenizerError(
+            f"{folder / PROBE_FACTS} is of a probe that reads {facts.get('features')!r}, expected {FEATURES!r}; train it "
+            "anew with scripts/train_probe.py"
+        )
     weights = {key: value.float() for key, value in load_tensors(folder / PROBE_WEIGHTS).items()}
     load_strict(probe, weights, str(folder / PROBE_WEIGHTS))
     return ProbeScore(probe, text)

@@ -9,7 +9,7 @@ import torch
 from hybrid_tokenizer.checkpoints.files import save_tensors, write_json
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.images import fit_square
-from hybrid_tokenizer.metrics.probe import PROBE_FACTS, PROBE_WEIGHTS, Probe
+from hybrid_tokenizer.metrics.probe import FEATURES, PROBE_FACTS, PROBE_WEIGHTS, Probe
 
 CAPTIONS = {
     "astronaut": ["A woman in an orange space suit.", "An astronaut smiles."],
@@ -45,5 +45,5 @@ def write_probe(folder: Path) -> Path:
     """In the form of scripts/train_probe.py."""
     torch.manual_seed(0)
     save_tensors(folder / PROBE_WEIGHTS, Probe(1024, 8).state_dict())
-    write_json(folder / PROBE_FACTS, {"num_features": 1024, "hidden_width": 8})
+    write_json(folder / PROBE_FACTS, {"features": FEATURES, "num_features": 1024, "hidden_width": 8})
     return folder

@@ -7,6 +7,7 @@ from hybrid_tokenizer.checkpoints.files import save_tensors, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.metrics.probe import (
+    FEATURES,
     PROBE_FACTS,
     PROBE_WEIGHTS,
     Probe,
@@ -38,7 +39,7 @@ def test_the_score_is_a_cosine_whatever_the_batch(tmp_path):
     probe = Probe(1024, 16)
     probe.mean.fill_(0.1)
     save_tensors(tmp_path / PROBE_WEIGHTS, {key: value.half() for key, value in probe.state_dict().items()})
-    write_json(tmp_path / PROBE_FACTS, {"num_features": 1024, "hidden_width": 16})
+    write_json(tmp_path / PROBE_FACTS, {"features": FEATURES, "num_features": 1024, "hidden_width": 16})
     score = load_probe(tmp_path, Letters())
     images, captions = torch.rand(3, 3, 48, 64) * 2 - 1, ["a", "bc", "def"]
     values = score(images, captions)
@@ -57,7 +58,10 @@ def test_wrong_folders_are_refused(tmp_path):
     write_json(tmp_path / PROBE_FACTS, {"hidden_width": 16})
     with pytest.raises(HybridTokenizerError, match="is not of a probe"):
         load_probe(tmp_path, Letters())
-    write_json(tmp_path / PROBE_FACTS, {"num_features": 1024, "hidden_width": 16})
+    write_json(tmp_path / PROBE_FACTS, {"features": "efficientnet-lite0", "num_features": 1024, "hidden_width": 16})
+    with pytest.raises(HybridTokenizerError, match="reads 'efficientnet-lite0', expected 'efficientnet-lite1'"):
+        load_probe(tmp_path, Letters())
+    write_json(tmp_path / PROBE_FACTS, {"features": FEATURES, "num_features": 1024, "hidden_width": 16})
     save_tensors(tmp_path / PROBE_WEIGHTS, {"mean": torch.zeros(1024)})
     with pytest.raises(HybridTokenizerError, match="5 missing: deviation, layers"):
         load_probe(tmp_path, Letters())
