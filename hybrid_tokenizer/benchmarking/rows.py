@@ -143,8 +143,7 @@ def encode_contest(
         pairs = [(ours.semantic_indices, torch.cat([semantic for semantic, _ in theirs]))]
         for scale, grid in enumerate(ours.guide_indices):
             pairs.append((grid, torch.cat([grids[scale] for _, grids in theirs])))
-        wrong = sum((left.cpu() != right.cpu()).sum().item() for left, right in pairs)
-        return wrong / sum(left.numel() for left, _ in pairs)
+        return share_of_differing(pairs)
 
     return Contest(
         name=name,
@@ -167,17 +166,15 @@ def encode_search(bench: Bench) -> dict[str, Any]:
     """What the search for better guide codes costs."""
     tokenizer, images = bench.tokenizer, bench.images
 
-    def differing(ours: HybridTokens, theirs: HybridTokens) -> float:
-        pairs = list(zip(ours.guide_indices, theirs.guide_indices, strict=True))
-        return sum((left != right).sum().item() for left, right in pairs) / sum(left.numel() for left, _ in pairs)
-
     contest = Contest(
         name="encode_search",
         unit="images/s",
         ours=lambda: tokenizer.encode(images),
         alternative=lambda: tokenizer.encode(images, search_steps=0),
         amount=len(images),
-        difference=differing,
+        difference=lambda ours, theirs: share_of_differing(
+            list(zip(ours.guide_indices, theirs.guide_indices, strict=True))
+        ),
         notes={
             "ours_is": f"HybridTokenizer.encode with its own {tokenizer.search_steps} steps of search, batch {len(images)}",
             "alternative_is": "the same without search",
@@ -187,6 +184,12 @@ def encode_search(bench: Bench) -> dict[str, Any]:
         },
     )
     return bench.measure(contest)
+
+
+def share_of_differing(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Of the tokens in pairs of grids."""
+    wrong = sum((left.cpu() != right.cpu()).sum().item() for left, right in pairs)
+    return wrong / sum(left.numel() for left, _ in pairs)
 
 
 def decode(bench: Bench) -> dict[str, Any]:
