@@ -20,6 +20,7 @@ from hybrid_tokenizer.compilation import compile_in_place
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.guide.search import GuideLosses
 from hybrid_tokenizer.images import check_range, full_resolution_chunk
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.search import decoded_losses
@@ -148,9 +149,12 @@ class HybridTokenizer:
                 f"{self.diffusion.config.decode_defaults.start!r}); give search_steps=0, or a decoder that starts by "
                 "ddim_inversion"
             )
-        embeds = None if semantic_indices is None else self.semantic.decode(semantic_indices)
-        losses_of = decoded_losses(self.diffusion, self._distance.to(images.device), images, embeds)
-        return self.guide.encode(images, guide_scales, steps, losses_of)
+
+        def losses_for(rows: slice) -> GuideLosses:
+            embeds = None if semantic_indices is None else self.semantic.decode(semantic_indices[rows])
+            return decoded_losses(self.diffusion, self._distance.to(images.device), images[rows], embeds)
+
+        return self.guide.search(images, losses_for, steps, guide_scales)
 
     @functools.cached_property
     def _distance(self) -> EfficientNetDistance:

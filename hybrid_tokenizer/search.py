@@ -17,13 +17,11 @@ def decoded_losses(
     images: Float[Tensor, "b 3 h w"],
     generation_embeds: Float[Tensor, "b n d"] | None,
 ) -> GuideLosses:
-    """Losses for `GuideTokenizer.encode`, of what `diffusion` makes of a guide with its default options."""
+    """Losses for `search_codes`, of what `diffusion` makes of a guide with its default options."""
+    size = (images.shape[-2], images.shape[-1])
 
-    def losses_of(guide_images: Float[Tensor, "n 3 gh gw"], rows: slice) -> Float[Tensor, "n"]:
-        references = images[rows]
-        embeds = None if generation_embeds is None else generation_embeds[rows]
-        size = (references.shape[-2], references.shape[-1])
-        decoded = diffusion.decode(guide_images.clamp(-1, 1), embeds, size, differentiable=True)
-        return (decoded - references).square().mean((1, 2, 3)) + PERCEPTUAL * distance(decoded, references)
+    def losses_of(guide_images: Float[Tensor, "b 3 gh gw"]) -> Float[Tensor, "b"]:
+        decoded = diffusion.decode(guide_images.clamp(-1, 1), generation_embeds, size, differentiable=True)
+        return (decoded - images).square().mean((1, 2, 3)) + PERCEPTUAL * distance(decoded, images)
 
     return losses_of

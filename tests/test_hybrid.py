@@ -118,9 +118,7 @@ def searching():
 def decoded_loss(hybrid, tokens, images):
     distance, embeds = EfficientNetDistance("lite0"), hybrid.semantic.decode(tokens.semantic_indices)
     with torch.no_grad():
-        return decoded_losses(hybrid.diffusion, distance, images, embeds)(
-            hybrid.guide.decode(tokens.guide_indices), slice(None)
-        )
+        return decoded_losses(hybrid.diffusion, distance, images, embeds)(hybrid.guide.decode(tokens.guide_indices))
 
 
 def test_the_search_finds_guide_codes_that_decode_nearer():
@@ -130,6 +128,14 @@ def test_the_search_finds_guide_codes_that_decode_nearer():
     assert (after < before - 1e-4).all()  # of 0.8; rounding moves it by 1e-6
     assert torch.equal(found.semantic_indices, own.semantic_indices) and found.source == own.source
     assert all(weight.grad is None for weight in hybrid.diffusion.parameters())
+
+
+def test_an_image_is_searched_for_by_itself():
+    hybrid, images = searching(), noise_images(5, 32, 32)
+    together = hybrid.encode(images, search_steps=4).guide_indices
+    alone = [hybrid.encode(image, search_steps=4).guide_indices for image in images.split(1)]
+    for scale, grid in enumerate(together):
+        assert torch.equal(grid, torch.cat([grids[scale] for grids in alone]))
 
 
 def test_the_search_works_in_inference_mode():

@@ -15,8 +15,8 @@ LEARNING_RATE = 0.012
 """Of Adam on the features (docs/decisions.md)."""
 
 CodeGrids = tuple[Int[Tensor, "b _ _"], ...]
-GuideLosses = Callable[[Float[Tensor, "n 3 gh gw"], slice], Float[Tensor, "n"]]
-"""Guide images as decoded, not clamped, of some rows of a batch, to one loss an image, with a gradient."""
+GuideLosses = Callable[[Float[Tensor, "b 3 gh gw"]], Float[Tensor, "b"]]
+"""Guide images as decoded, not clamped, to one loss an image, with a gradient."""
 
 
 @runtime_checkable
@@ -33,7 +33,7 @@ class CodedGuide(Protocol):
 def search_codes(
     guide: CodedGuide,
     features: Float[Tensor, "b h w d"],
-    losses_of: Callable[[Float[Tensor, "b 3 gh gw"]], Float[Tensor, "b"]],
+    losses_of: GuideLosses,
     steps: int,
     guide_scales: int | None = None,
 ) -> CodeGrids:

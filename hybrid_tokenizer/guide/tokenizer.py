@@ -1,7 +1,7 @@
 """Branch I: images to guide tokens, guide tokens to guide images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -168,27 +168,41 @@ class GuideTokenizer(nn.Module):
         images: Float[Tensor, "b 3 H W"],
         guide_scales: int | None = None,
         search_steps: int = 0,
-        losses_of: GuideLosses | None = None,
     ) -> CodeGrids:
         """Images to grids of indices, coarse to fine; `guide_scales` keeps the first so many of a nested guide.
 
-        `search_steps` of `search.search_codes` then look for codes of lower loss (None: eq. 5). Slower, and where two codes
-        are about as good, rounding decides: batches and machines may differ in single codes.
+        `search_steps` above 0 then `search` for codes of lower eq. 5.
         """
-        if search_steps < 0:
-            raise HybridTokenizerError(f"search_steps={search_steps} must not be negative; 0 does not search")
+        if search_steps:
+            return self.search(
+                images, lambda rows: partial(recon_losses, images=images[rows]), search_steps, guide_scales
+            )
         self.check_scales(guide_scales)
         chunk = full_resolution_chunk(images.device, (images.shape[-2], images.shape[-1]))
-        features = in_chunks(self.features, images, chunk).float()
-        if not search_steps:
-            return self.nearest_codes(features, guide_scales)
+        return self.nearest_codes(in_chunks(self.features, images, chunk).float(), guide_scales)
 
-        losses_of = losses_of or (lambda guide_images, rows: recon_losses(guide_images, images[rows]))
+    @torch.no_grad()
+    def search(
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        losses_for: Callable[[slice], GuideLosses],
+        steps: int,
+        guide_scales: int | None = None,
+    ) -> CodeGrids:
+        """`encode`, and `steps` of `search.search_codes` from there. `losses_for` gives the losses of some rows of `images`.
+
+        Image by image on a CPU, so that no image's codes depend on its batch. Where two codes are about as good, rounding
+        decides: numbers of threads, machines and batches on a GPU may differ in some codes.
+        """
+        if steps < 0:
+            raise HybridTokenizerError(f"search_steps={steps} must not be negative; 0 does not search")
+        self.check_scales(guide_scales)
         chunk = full_resolution_chunk(images.device) or SEARCHED_AT_ONCE
-        rows = [slice(first, first + chunk) for first in range(0, len(images), chunk)]
-        found = [
-            search_codes(self, features[row], partial(losses_of, rows=row), search_steps, guide_scales) for row in rows
-        ]
+        found = []
+        for first in range(0, len(images), chunk):
+            rows = slice(first, first + chunk)
+            features = self.features(images[rows]).float()
+            found.append(search_codes(self, features, losses_for(rows), steps, guide_scales))
         return tuple(torch.cat(grids) for grids in zip(*found, strict=True))
 
     def check_scales(self, guide_scales: int | None) -> None:

@@ -26,11 +26,11 @@ def test_search_lowers_the_loss_of_each_image_or_keeps_its_codes(guide):
 def test_steps_that_lead_away_leave_the_encoders_own_codes(guide):
     photographs, calls = images(2, 32, 32), []
 
-    def worse_every_time(guide_images, rows):
-        calls.append(rows)
+    def worse_every_time(guide_images):
+        calls.append(guide_images)
         return guide_images.mean((1, 2, 3)) + 10 * len(calls)
 
-    own, found = guide.encode(photographs), guide.encode(photographs, search_steps=2, losses_of=worse_every_time)
+    own, found = guide.encode(photographs), guide.search(photographs, lambda rows: worse_every_time, 2)
     assert all(torch.equal(left, right) for left, right in zip(own, found, strict=True))
     assert len(calls) == 2 * 3  # an image at a time on a CPU; the encoder's own codes, and two steps
 
@@ -47,13 +47,16 @@ def test_the_loss_may_be_another_and_sees_its_own_rows(guide):
     photographs = images(3, 32, 32)
     seen = []
 
-    def darkness(guide_images, rows):
-        seen.append((len(guide_images), len(photographs[rows])))
-        return guide_images.mean((1, 2, 3))
+    def darkness_for(rows):
+        def darkness(guide_images):
+            seen.append((len(guide_images), len(photographs[rows])))
+            return guide_images.mean((1, 2, 3))
 
-    dark = guide.decode(guide.encode(photographs, search_steps=5, losses_of=darkness))
+        return darkness
+
+    dark = guide.decode(guide.search(photographs, darkness_for, 5))
     assert dark.mean() < guide.decode(guide.encode(photographs)).mean() - 1e-3
-    assert all(count == of_rows for count, of_rows in seen)
+    assert len(seen) == 3 * 6 and all(count == of_rows for count, of_rows in seen)
 
 
 def test_search_leaves_the_weights_alone_and_needs_no_gradient_mode(guide):
