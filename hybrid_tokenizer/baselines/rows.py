@@ -53,7 +53,7 @@ def rows_by_name(
     rows = []
     for name in names:
         if name == NAME:
-            rows.append(SuperResolution(hybrid, load_upscaler(baselines[name])))
+            rows.append(SuperResolution(hybrid, load_upscaler(baselines[name]), found=found))
         elif name in BASELINES:
             rows.append(load_baseline(name, baselines[name]))
         else:

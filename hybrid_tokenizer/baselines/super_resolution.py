@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybrid_tokenizer.baselines.controls import Branches, BranchTokens, GuideOnly
+from hybrid_tokenizer.baselines.controls import Branches, BranchTokens, FoundGuides, GuideOfHybrid
 from hybrid_tokenizer.checkpoints.files import read_foreign
 from hybrid_tokenizer.checkpoints.ncnn import rrdbnet_from_ncnn
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -29,11 +29,19 @@ LEFT_OUT = f"{NAME} is left out, it needs weights: {HOW}, as baselines.{NAME}"
 """What a run says that could have shown it."""
 
 
-class SuperResolution(GuideOnly):
+class SuperResolution(GuideOfHybrid):
     """The guide tokens of the hybrid, the guide enlarged once by the network, then resized to the size asked for."""
 
-    def __init__(self, hybrid: Branches, upscaler: nn.Module, name: str = NAME, *, guide_scales: int | None = None):
-        super().__init__(hybrid, name, guide_scales=guide_scales)
+    def __init__(
+        self,
+        hybrid: Branches,
+        upscaler: nn.Module,
+        name: str = NAME,
+        *,
+        guide_scales: int | None = None,
+        found: FoundGuides | None = None,
+    ):
+        super().__init__(hybrid, name, guide_scales=guide_scales, found=found)
         self.upscaler = upscaler
 
     @torch.no_grad()

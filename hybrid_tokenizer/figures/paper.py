@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines import Codec, HybridRow
-from hybrid_tokenizer.baselines.controls import GuideOnly, LosslessGuide
+from hybrid_tokenizer.baselines.controls import FoundGuides, GuideOfHybrid, GuideOnly, LosslessGuide
 from hybrid_tokenizer.baselines.rows import rows_by_name
 from hybrid_tokenizer.baselines.super_resolution import NAME as SUPER_RESOLUTION
 from hybrid_tokenizer.baselines.super_resolution import SuperResolution
@@ -42,6 +42,8 @@ class GuideVariant(NamedTuple):
     """At the native size."""
     tag: str
     """Unique among the variants of a figure."""
+    found: FoundGuides
+    """What all rows of a tokenizer read, so that each guide is searched for once."""
 
     @property
     def guide_size(self) -> int:
@@ -136,8 +138,8 @@ def figure_2(painter: Painter, rows: Sequence[ImageTokenizer]) -> DrawnFigure:
 
 
 def figure_3(painter: Painter, variants: Sequence[GuideVariant]) -> DrawnFigure:
-    """Guide and hybrid, a column a guide size."""
-    return _by_guide_size(painter, variants, {"guide": _guides(variants), "hybrid": _hybrids(variants)})
+    """The hybrid and the guide of its own tokens, a column a guide size."""
+    return _by_guide_size(painter, variants, {"guide": _guides_of_hybrids(variants), "hybrid": _hybrids(variants)})
 
 
 def figure_4(painter: Painter, variants: Sequence[GuideVariant], others: Sequence[ImageTokenizer] = ()) -> DrawnFigure:
@@ -154,11 +156,13 @@ def figure_4(painter: Painter, variants: Sequence[GuideVariant], others: Sequenc
 
 
 def figure_5(painter: Painter, variants: Sequence[GuideVariant], upscaler: nn.Module | None = None) -> DrawnFigure:
-    """The guide bicubic up, by super-resolution (left out without an upscaler), and through diffusion."""
-    kinds: dict[str, list[ImageTokenizer]] = {"bicubic": _guides(variants)}
+    """The guide of the hybrid's tokens bicubic up, by super-resolution (left out without an upscaler), and through diffusion."""
+    kinds: dict[str, list[ImageTokenizer]] = {"bicubic": _guides_of_hybrids(variants)}
     if upscaler is not None:
         kinds["super-resolution"] = [
-            SuperResolution(v.tokenizer, upscaler, f"{SUPER_RESOLUTION}@{v.tag}", guide_scales=v.guide_scales)
+            SuperResolution(
+                v.tokenizer, upscaler, f"{SUPER_RESOLUTION}@{v.tag}", guide_scales=v.guide_scales, found=v.found
+            )
             for v in variants
         ]
     return _by_guide_size(painter, variants, kinds | {"diffusion": _hybrids(variants)})
@@ -169,9 +173,9 @@ def guide_variants(tokenizer: HybridTokenizer, others: Sequence[HybridTokenizer]
     variants = []
     for place, one in enumerate((tokenizer, *others)):
         totals = list(accumulate(h * w for h, w in one.guide.guide_scale_sizes((one.native_size, one.native_size))))
-        nested = one.guide.config.guide_scales is not None
+        nested, found = one.guide.config.guide_scales is not None, FoundGuides(one)
         variants += [
-            GuideVariant(one, scales if nested else None, total, f"{total}" + (f"-{place}" if place else ""))
+            GuideVariant(one, scales if nested else None, total, f"{total}" + (f"-{place}" if place else ""), found)
             for scales, total in enumerate(totals, start=1)
         ]
     return sorted(variants, key=lambda variant: (variant.tokenizer is not tokenizer, -variant.num_tokens))
@@ -201,8 +205,15 @@ def _guides(variants: Sequence[GuideVariant]) -> list[ImageTokenizer]:
     return [GuideOnly(v.tokenizer, f"guide_only@{v.tag}", guide_scales=v.guide_scales) for v in variants]
 
 
+def _guides_of_hybrids(variants: Sequence[GuideVariant]) -> list[ImageTokenizer]:
+    return [
+        GuideOfHybrid(v.tokenizer, f"guide_of_hybrid@{v.tag}", guide_scales=v.guide_scales, found=v.found)
+        for v in variants
+    ]
+
+
 def _hybrids(variants: Sequence[GuideVariant]) -> list[ImageTokenizer]:
-    return [HybridRow(v.tokenizer, f"hybrid@{v.tag}", guide_scales=v.guide_scales) for v in variants]
+    return [HybridRow(v.tokenizer, f"hybrid@{v.tag}", guide_scales=v.guide_scales, found=v.found) for v in variants]
 
 
 def _by_guide_size(

@@ -12,7 +12,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation import EvalImages
 from hybrid_tokenizer.figures import paper
 from hybrid_tokenizer.figures.config import FiguresConfig
-from hybrid_tokenizer.images import to_uint8
+from hybrid_tokenizer.images import resize_bicubic, to_uint8
 from hybrid_tokenizer.metrics import pixel
 
 
@@ -55,6 +55,18 @@ def test_figure_3_has_every_prefix_and_every_other_guide(nested, painter):
     assert f"{pixel.psnr(expected, images)[0]:.1f} dB" in texts(drawn)
 
 
+def test_figures_3_and_5_show_the_guide_that_the_hybrid_starts_from(painter):
+    tokenizer = small_hybrid(nested=True, start="ddim_inversion")
+    tokenizer.search_steps = 2
+    images = torch.stack([painter.images[i] for i in range(2)])
+    tokens = tokenizer.encode(images)
+    guide = tokenizer.decode_guide(tokens.guide_indices, (32, 32))
+    expected = to_uint8(resize_bicubic(guide, (32, 32)).clamp(-1, 1))
+    fresh = paper.Painter(painter.images, progress=False)
+    for draw in (paper.figure_3, paper.figure_5):
+        assert torch.equal(draw(fresh, paper.guide_variants(tokenizer)).evaluations[0].pictures, expected)
+
+
 def test_figure_4_puts_the_other_tokenizer_on_the_resized_photograph(nested, painter):
     class Recorder:
         name, native_size, deterministic = "movq_67m", None, True
@@ -90,7 +102,7 @@ def test_figure_5_with_and_without_super_resolution(nested, painter):
     labels = [text for text in texts(drawn) if text in ("bicubic", "super-resolution", "diffusion")]
     assert labels == ["bicubic", "super-resolution", "diffusion"] * 2
     by_name = {done.row["method"]: done for done in drawn.evaluations}
-    assert not torch.equal(by_name["super_resolution@21"].pictures, by_name["guide_only@21"].pictures)
+    assert not torch.equal(by_name["super_resolution@21"].pictures, by_name["guide_of_hybrid@21"].pictures)
     generator = torch.Generator().manual_seed(0)
     row = HybridRow(nested, guide_scales=2)
     images = torch.stack([painter.images[i] for i in range(2)])
