@@ -29,11 +29,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--decoder", type=Path, help="decoder folder to pack in place of the diffusion run's final/ (blend_decoder.py)"
     )
-    parser.add_argument(
-        "--guide-weights",
-        type=Path,
-        help="guide folder to pack in place of the guide run's final/ (unet.guide above 0)",
-    )
     parser.add_argument("--stages", type=Path, nargs="*", default=[], help="further run folders whose curves are kept")
     parser.add_argument("--data", type=Path, help="folder of the training data; written as $DATA in the results")
     parser.add_argument("--runs", type=Path, help="folder of the runs; written as $RUNS in the results")
@@ -67,7 +62,7 @@ def main() -> None:
     chosen = {name: value for name, value in given.items() if value is not None}
     diffusion.config = replace(diffusion.config, decode_defaults=replace(diffusion.config.decode_defaults, **chosen))
     tokenizer = HybridTokenizer(
-        GuideTokenizer.from_pretrained(arguments.guide_weights or arguments.guide / "final"),
+        GuideTokenizer.from_pretrained(arguments.guide / "final"),
         SemanticTokenizer.from_pretrained(arguments.semantic / "final"),
         diffusion,
         name=arguments.name,

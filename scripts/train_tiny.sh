@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The embedded preset from folders of photographs, stage by stage; each stage resumes by itself after a kill.
 # DATA holds imagenet_sample/{train,val}, imagenet_extra/train and captions/{train,val}; RUNS keeps the stages.
-# JOINT=1 also trains guide, U-Net and the VAE's decoder together, which is no part of the preset (docs/decisions.md).
 # SINGLE=1 also trains the four guides of one size, which the preset does not hold: scripts/eval_guide.py compares them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,12 +36,6 @@ $PYTHON scripts/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RU
   --results benchmarks/results/tiny
 $PYTHON scripts/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet}.json \
   --output benchmarks/results/tiny/curves.png
-
-if [ -n "${JOINT:-}" ]; then
-  # $RUNS/joint/final is a decoder, and its guide/ the tokenizer; pack_preset.py --decoder and --guide-weights take them
-  $PYTHON scripts/train_decoder.py recipe=tiny_joint "data.root=$pixels" data.val_root="$DATA/imagenet_sample/val" \
-    decoder="$RUNS/blend" semantic_folder="$RUNS/quantize/final" guide_folder="$RUNS/guide/final" output_dir="$RUNS/joint"
-fi
 
 if [ -n "${SINGLE:-}" ]; then
   # from the nested guide: the same networks on the area-resized image; small guides have fewer codes than training tokens

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
@@ -13,11 +12,9 @@ from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.diffusion.ddim import predict_original, q_sample, training_target
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
-from hybrid_tokenizer.guide.losses import guide_target, recon_loss
-from hybrid_tokenizer.images import from_uint8, resize_bicubic
+from hybrid_tokenizer.images import from_uint8
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
-from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
@@ -28,12 +25,10 @@ from hybrid_tokenizer.training.text import MiniLMText, text_of
 from hybrid_tokenizer.training.weights import UNetLossWeights
 
 JUDGED_TIMESTEPS = (100, 300, 500, 700, 900)
+TEACHER = "lite0"
 CHOOSER = "lite1"  # validates: a lone teacher's own distance goes on falling when no other's does
 NUM_PICTURES = 4
 RESTORING_STRENGTH = 0.4
-TRAINED_GUIDE = "guide"
-"""Folder, beside the decoder's files, of a guide tokenizer that was trained with it."""
-LARGEST_SHIFT = 8  # pixels: every phase of a block of the embedded VAE
 
 
 class UNetObjective(Objective):
@@ -45,7 +40,6 @@ class UNetObjective(Objective):
     computes the same as before (`DiffusionDecoder.add_guide_conditioning`).
     With a `perceptual` or `pixel` weight the clean latents that each prediction stands for are decoded too, and compared
     with the photograph.
-    With a `guide` weight the guide tokenizer trains as well: its guides are made anew each step, and carry the gradient.
     """
 
     def __init__(
@@ -67,25 +61,18 @@ class UNetObjective(Objective):
             raise HybridTokenizerError("the decoder reads guides, and no guide tokenizer is given; give guide_folder")
         if text is not None:
             decoder.set_null_condition(text.token_features([""]))
-        if weights.guide and guide is None:
-            raise HybridTokenizerError(
-                f"unet.guide={weights.guide} trains a guide tokenizer, and none is given; give guide_folder"
-            )
         self.decoder = (decoder,)  # a tuple: its parts are `model` or frozen, and none must be registered twice
-        self.guide = (guide,)
         self.weights = weights
         vae = {f"vae_{name}": part for name, part in decoder.vae.named_children()}
         trained: dict[str, nn.Module] = {"unet": decoder.unet}
         if weights.vae_decoder:
             trained["vae_decoder"] = vae.pop("vae_decoder")
-        if weights.guide:
-            trained["guide"] = guide
         self.model: nn.Module = nn.ModuleDict(trained) if len(trained) > 1 else decoder.unet
-        helpers = {**vae, "text": text, "semantic": semantic, "guide": None if weights.guide else guide}
+        helpers = {**vae, "text": text, "semantic": semantic, "guide": guide}
         if weights.perceptual or weights.pixel:
-            helpers |= {name: EfficientNetDistance(name) for name in weights.teachers}
+            helpers[TEACHER] = EfficientNetDistance(TEACHER)
         if guide is not None:
-            helpers[CHOOSER] = helpers.get(CHOOSER) or EfficientNetDistance(CHOOSER)
+            helpers[CHOOSER] = EfficientNetDistance(CHOOSER)
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
@@ -95,16 +82,15 @@ class UNetObjective(Objective):
     ) -> tuple[LatentStream, list[dict[str, Any]]]:
         """The stream, cached in `output_dir`, and the validation batches."""
         items, held = split_items(data, captions="text" in self.frozen, index_folder=output_dir / INDEX_FOLDER)
-        semantic = dict(self.frozen.items()).get("semantic")
-        decoder, guide = self.decoder[0], self.guide[0]
+        frozen, decoder = dict(self.frozen.items()), self.decoder[0]
+        semantic, guide = frozen.get("semantic"), frozen.get("guide")
         starts_linear = self.weights.linear_path and decoder.config.guide_residual is None
-        cached_guide = None if self.weights.guide and not starts_linear else guide
         views, seed = self.weights.views, training.seed
         self.frozen.to(memory_format=torch.channels_last)
         bf16 = choose_precision(training) == "bf16"
-        pixels = bool(self.weights.perceptual or self.weights.pixel or self.weights.guide)
+        pixels = bool(self.weights.perceptual or self.weights.pixel)
         stream = cache_latents(
-            output_dir / "cache", items, data.crop, views, seed, decoder, semantic, cached_guide, bf16, pixels
+            output_dir / "cache", items, data.crop, views, seed, decoder, semantic, guide, bf16, pixels
         )
         if starts_linear:
             if stream.guide_latents is None:
@@ -156,16 +142,9 @@ class UNetObjective(Objective):
         if self.weights.vae_decoder:
             original = select(torch.rand(len(latents)) < self.weights.vae_share, latents, original)
         decoded = decoder.decode_latents(original[window])
-        pair = (decoded, target)
-        if self.weights.perceptual_noise:
-            noise = torch.randn(decoded.shape) * torch.rand(len(decoded), 1, 1, 1)
-            noise = self.weights.perceptual_noise * noise.to(decoded)
-            pair = (decoded + noise, target + noise)
-        if self.weights.perceptual_jitter:
-            pair = jittered(torch.cat(pair), self.weights.perceptual_jitter).chunk(2)
-        teacher = self.weights.teachers[int(torch.randint(len(self.weights.teachers), ()))]
+        torch.randint(1, ())  # keeps the random numbers of a step's later micro-batches the same as in earlier versions
         return {
-            "perceptual": self.frozen[teacher](*pair).mean(),
+            "perceptual": self.frozen[TEACHER](decoded, target).mean(),
             "pixel": (decoded - target).square().mean(),
         }
 
@@ -188,28 +167,6 @@ class UNetObjective(Objective):
         chosen = select(torch.rand(count) < self.weights.prefix_dropout, prefixes[:, 0], prefixes[:, -1])
         return select(torch.rand(count) < self.weights.guide_dropout, torch.zeros_like(chosen), chosen)
 
-    def trained_guides(
-        self, images: Float[Tensor, "b 3 H W"]
-    ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "b c h w"]]:
-        """Branch I's own losses, and the latents of its guides (of some, shorter prefixes; of some, zeros).
-
-        The gradient of the latents goes through the guide's decoder to the encoder. Without `guide_decoder` it leaves the
-        decoder's weights alone: the guide image stays eq. 5's, and what else the tokens say is for the U-Net to draw.
-        """
-        guide, size = self.guide[0], tuple(images.shape[-2:])
-        output = guide(images)
-        guide_images = output.guide_images.float()
-        losses = {
-            "recon": recon_loss(guide_images, guide_target(images, tuple(guide_images.shape[-2:]))),
-            "vq": vq_loss(output.quantized, guide.config.quantizer),
-        }
-        seen = guide_images
-        if not self.weights.guide_decoder:
-            seen = decode_with_fixed_weights(guide, output.quantized.quantized).float()
-        latents = self.decoder[0].encode_latents(resize_bicubic(seen.clamp(-1, 1), size).clamp(-1, 1))
-        dropped = torch.rand(len(latents)) < self.weights.guide_dropout
-        return losses, select(dropped, torch.zeros_like(latents), latents)
-
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         latents, pixels = batch["latents"], batch.get("pixels")
         guide_latents = None
@@ -220,9 +177,6 @@ class UNetObjective(Objective):
             latents = latents[window]
             pixels = None if pixels is None else pixels[enlarged(window, self.decoder[0].config.vae_factor)]
             guide_latents = None if guide_latents is None else guide_latents[window]
-        guide_losses = {}
-        if self.weights.guide:
-            guide_losses, guide_latents = self.trained_guides(from_uint8(pixels))
         count = len(self.alphas_cumprod)
         draws = (count * torch.rand(len(latents)) ** self.weights.timestep_power).long()
         timesteps = draws.clamp(max=count - 1).to(latents.device)
@@ -231,8 +185,8 @@ class UNetObjective(Objective):
             given = guide_latents.abs().amax((1, 2, 3)) > 0
             restores = given & (torch.rand(len(latents)) < self.weights.restore_share).to(given.device)
         errors, original = self.denoise(latents, timesteps, self.conditions(batch), guide_latents, restores)
-        losses = {"denoising": errors.mean(), **guide_losses}
-        total = losses["denoising"] + self.weights.guide * sum(guide_losses.values())
+        losses = {"denoising": errors.mean()}
+        total = losses["denoising"]
         if self.weights.perceptual or self.weights.pixel:
             losses |= self.decoded_losses(latents, original, pixels)
             total = total + self.weights.perceptual * losses["perceptual"] + self.weights.pixel * losses["pixel"]
@@ -255,8 +209,8 @@ class UNetObjective(Objective):
                 conditions["semantic"] = self.frozen["semantic"].decode(self.frozen["semantic"].encode(images)).float()
             best = conditions.get("semantic", conditions.get("text"))
             guide_latents = None
-            if self.guide[0] is not None:
-                guide_latents = encode_guides(decoder, self.guide[0], images, [None])[:, 0]
+            if "guide" in self.frozen:
+                guide_latents = encode_guides(decoder, self.frozen["guide"], images, [None])[:, 0]
             cases = {f"error_{name}": (condition, guide_latents) for name, condition in conditions.items()}
             if guide_latents is not None:
                 cases["error_no_guide"] = (best, torch.zeros_like(guide_latents))
@@ -295,26 +249,6 @@ class UNetObjective(Objective):
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.decoder[0].save_pretrained(folder)
-        if self.weights.guide:
-            self.guide[0].save_pretrained(folder / TRAINED_GUIDE)
-
-
-class GuideDecoding(nn.Module):
-    """`GuideTokenizer.decode_quantized` as a module, which torch.func asks for."""
-
-    def __init__(self, guide: GuideTokenizer):
-        super().__init__()
-        self.guide = guide
-
-    def forward(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
-        return self.guide.decode_quantized(quantized)
-
-
-def decode_with_fixed_weights(guide: GuideTokenizer, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
-    """`GuideTokenizer.decode_quantized`, whose gradient reaches `quantized` and no weight."""
-    decoding = GuideDecoding(guide)
-    fixed = {name: weight.detach() for name, weight in decoding.named_parameters()}
-    return torch.func.functional_call(decoding, fixed, (quantized,))
 
 
 def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:
@@ -327,21 +261,6 @@ def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:
 def enlarged(window: tuple[Any, ...], factor: int) -> tuple[Any, ...]:
     """The pixels of a window of latents."""
     return (..., *(slice(factor * part.start, factor * part.stop) for part in window[1:]))
-
-
-def jittered(images: Float[Tensor, "b 3 s s"], amount: float) -> Float[Tensor, "b 3 t t"]:
-    """All images shifted, mirrored, turned and resized alike, at random; sides between 1 - `amount` and 1 + `amount` times
-    what the shift, which cuts off `LARGEST_SHIFT` pixels (or a quarter of a smaller image), leaves of their own."""
-    cut = min(LARGEST_SHIFT, images.shape[-1] // 4)
-    side = images.shape[-1] - cut
-    top, left = (int(torch.randint(cut + 1, ())) for _ in range(2))
-    images = images[..., top : top + side, left : left + side]
-    flips = [axis for axis in (-2, -1) if torch.rand(()) < 0.5]
-    images = images.flip(flips)
-    if torch.rand(()) < 0.5:
-        images = images.transpose(-2, -1)
-    side = round(side * (1 + amount * (2 * torch.rand(()).item() - 1)))
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
 def select(

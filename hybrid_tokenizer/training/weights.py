@@ -1,13 +1,12 @@
 """Loss weights and choices of the stages. The losses themselves leave the branches unweighted."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic.losses import QuantizeWeights
 
 SENTENCE, QFORMER = "sentence", "qformer"
 MINILM = "minilm"
-TEACHERS = ("lite0", "lite1")
 
 
 def check_weights(weights: object) -> None:
@@ -58,20 +57,11 @@ class UNetLossWeights:
     `null_share` of the conditions is the null condition (for guidance), `semantic_share` of the rest Branch II's
     generation embeddings when a semantic tokenizer is given. Latents and semantic tokens are cached for `views` crops an image.
     With a guide, `guide_dropout` of the images go without it, and `prefix_dropout` of a nested guide's are shortened.
-    `perceptual` weighs the feature distance between what the predicted latents decode to and the photograph, on one window
-    of `perceptual_window` latents a side; noise prediction alone is content with a blur.
-    `teachers` are the networks of that distance; each step asks one of them, at random. Two of one family were no better than
-    one in the eyes of a third (docs/decisions.md).
-    `perceptual_noise`: both sides of that distance get the same normal noise first, of a deviation drawn for each image
-    between 0 and this ([-1, 1] is the images' range): what is fainter than noise, and drawn for one network, no longer pays.
-    `perceptual_jitter`: both sides are also shifted, mirrored and turned at random, and resized by up to this share,
-    the same way (Kettunen et al. 2019, E-LPIPS): a pattern that pleases one network at one place does not outlive this.
+    `perceptual` weighs the efficientnet-lite0 feature distance between what the predicted latents decode to and the
+    photograph, on one window of `perceptual_window` latents a side; noise prediction alone is content with a blur.
     `pixel` weighs the mean squared error of these windows.
     `vae_decoder` trains the VAE's decoder by these two as well: only it can draw what latents can not say. `vae_share` of
     the images then decode their true latents, so that it stays a decoder of any.
-    `guide` weighs Branch I's own losses (eq. 5 and the VQ loss): above 0 the guide tokenizer trains too, its encoder by these
-    and by all that reads its guides, so that its tokens say what only the U-Net can draw as well. Its own `prefix_dropout`
-    holds then. Its decoder stays with its own losses, or with `guide_decoder` follows all of them.
     Timesteps are 1000 u ** `timestep_power` for uniform u: above 1 the low noise of partial strengths is seen more often.
     `restore_share` of the images that have a guide show the guide's own latents in place of noised true ones, at the
     signal of the timestep and without noise, which is where `inversion_condition: guide` starts from; their error is that of
@@ -88,9 +78,6 @@ class UNetLossWeights:
     views: int = 2
     perceptual: float = 0.0
     perceptual_window: int = 16
-    teachers: list[str] = field(default_factory=lambda: ["lite0"])
-    perceptual_noise: float = 0.0
-    perceptual_jitter: float = 0.0
     pixel: float = 0.0
     vae_decoder: bool = False
     vae_share: float = 0.2
@@ -99,8 +86,6 @@ class UNetLossWeights:
     crop: int = 0
     crop_share: float = 1.0
     linear_path: bool = False
-    guide: float = 0.0
-    guide_decoder: bool = False
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name.endswith(("_share", "_dropout"))):
@@ -109,25 +94,13 @@ class UNetLossWeights:
         for name in ("views", "perceptual_window"):
             if getattr(self, name) < 1:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must be at least 1")
-        for name in ("perceptual", "perceptual_noise", "pixel", "crop", "guide"):
+        for name in ("perceptual", "pixel", "crop"):
             if getattr(self, name) < 0:
                 raise HybridTokenizerError(f"unet.{name}={getattr(self, name)} must not be negative; 0 leaves it out")
         if self.vae_decoder and not (self.perceptual or self.pixel):
             raise HybridTokenizerError(
                 "unet.vae_decoder=true with unet.perceptual=0 and unet.pixel=0 has no loss that reaches the VAE's decoder; give "
                 "one of them a weight"
-            )
-        if self.guide_decoder and not self.guide:
-            raise HybridTokenizerError(
-                "unet.guide_decoder=true with unet.guide=0, where no part of the guide tokenizer trains; give unet.guide a weight"
-            )
-        if not self.teachers or not set(self.teachers) <= set(TEACHERS):
-            raise HybridTokenizerError(
-                f"unet.teachers={self.teachers} must be one or more of {', '.join(TEACHERS)}; lite2 judges, and may not teach"
-            )
-        if not 0 <= self.perceptual_jitter < 1:
-            raise HybridTokenizerError(
-                f"unet.perceptual_jitter={self.perceptual_jitter} must be at least 0 and under 1; 0.25 resizes to 75 to 125 %"
             )
         if self.timestep_power <= 0:
             raise HybridTokenizerError(
