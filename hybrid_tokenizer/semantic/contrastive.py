@@ -168,7 +168,7 @@ class ContrastiveHeads(nn.Module):
         """The first word's ([CLS]) output, projected, unit length: t_i of eq. 6."""
         return F.normalize(self.text_projection(self.text(qformer, input_ids, text_mask)[:, 0]), dim=-1)
 
-    def divisor(self) -> Float[Tensor, ""]:
+    def floored_temperature(self) -> Float[Tensor, ""]:
         """The temperature, not below its floor."""
         return floor_value(self.temperature, self.config.temperature_floor)
 
@@ -180,7 +180,11 @@ class ContrastiveHeads(nn.Module):
         text_mask: Int[Tensor, "b t"],
     ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b f"], Float[Tensor, ""]]:
         """Image features, text features and temperature: the arguments of `losses.contrastive_loss`."""
-        return self.image_features(causal_embeds), self.text_features(qformer, input_ids, text_mask), self.divisor()
+        return (
+            self.image_features(causal_embeds),
+            self.text_features(qformer, input_ids, text_mask),
+            self.floored_temperature(),
+        )
 
     def save_pretrained(self, folder: Path | str) -> None:
         """`config.json` and `model.safetensors`. Give it a folder of its own: `HEADS_FOLDER` in the tokenizer's."""

@@ -26,7 +26,7 @@ from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.quantizers import vq_loss
-from hybrid_tokenizer.training.objective import Judged, Objective
+from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.weights import GuideLossWeights
 
 
@@ -39,7 +39,7 @@ class CodebookWatch:
         self.use, self.since = CodebookUse(codebook_size), -1
 
     def update(self, step: int, grids: Sequence[Int[Tensor, "b _ _"]]) -> None:
-        """Count the codes of a micro-batch; judge when a window is full."""
+        """Count the codes of a micro-batch; report a dead codebook when a window is full."""
         if self.since < 0:
             self.since = step
         if step - self.since >= self.window:
@@ -110,7 +110,7 @@ class GuideObjective(Objective):
             "adaptive_weight": weight,
         }
 
-    def judge(self, batches: list[dict[str, Any]]) -> Judged:
+    def validate(self, batches: list[dict[str, Any]]) -> Validated:
         """PSNR at the guide's size and, bicubic back up, at full size; use of the codebook."""
         at_guide, at_full, rows = [], [], []
         use = CodebookUse(self.model.codebook_size)
@@ -130,7 +130,7 @@ class GuideObjective(Objective):
             "psnr_guide": torch.cat(at_guide).mean().item(),
             **use.compute(),
         }
-        return Judged(figures, torch.cat(rows)[:8])
+        return Validated(figures, torch.cat(rows)[:8])
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.model.save_pretrained(folder)

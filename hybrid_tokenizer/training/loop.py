@@ -51,7 +51,7 @@ def train(
     component) with training.json. Raises HybridTokenizerError when the loss is not finite; checkpoints stay as they were.
 
     Args:
-        val_batches: small batches like those of the stream, judged every `validate_every` steps by the main process.
+        val_batches: small batches like those of the stream, on which the main process validates every `validate_every` steps.
         run_facts: the resolved configuration, written beside the weights.
     """
     _Run(objective, stream, val_batches, config, output_dir, run_facts).run()
@@ -303,20 +303,20 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Judge the averaged weights on the main process; the others wait."""
+        """Validate the averaged weights on the main process; the others wait."""
         if self.main and self.val_batches:
             self.objective.eval()
             # validation must not move the training's random state
             with torch.random.fork_rng(devices=[]), self._averaged_weights(), self.accelerator.autocast():
                 torch.manual_seed(self.config.seed)
-                judged = self.objective.judge([to_device(b, self.accelerator.device) for b in self.val_batches])
-            figures = {f"val_{name}": value for name, value in judged.figures.items()}
+                validated = self.objective.validate([to_device(b, self.accelerator.device) for b in self.val_batches])
+            figures = {f"val_{name}": value for name, value in validated.figures.items()}
             append_jsonl(self.output_dir / "metrics.jsonl", {"step": self.step, **figures})
             self.accelerator.log({name.replace("val_", "val/", 1): v for name, v in figures.items()}, step=self.step)
-            shown = " ".join(f"{name}={value:.4g}" for name, value in judged.figures.items())
+            shown = " ".join(f"{name}={value:.4g}" for name, value in validated.figures.items())
             tqdm.write(f"step {self.step}: validation {shown}")
-            if judged.pictures is not None:
-                save_grid(judged.pictures, self.output_dir / "validation" / f"step-{self.step:08d}.png")
+            if validated.pictures is not None:
+                save_grid(validated.pictures, self.output_dir / "validation" / f"step-{self.step:08d}.png")
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:

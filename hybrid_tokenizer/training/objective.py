@@ -1,4 +1,4 @@
-"""What the loop trains: a module whose forward gives losses, and that knows how to judge and to export its component."""
+"""What the loop trains: a module whose forward gives losses, and that can validate and export its component."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Judged(NamedTuple):
+class Validated(NamedTuple):
     """`figures` are finished means over the validation images; `pictures` are rows of images to look at, in [-1, 1]."""
 
     figures: dict[str, float]
@@ -44,7 +44,7 @@ class Objective(nn.Module, ABC):
         """Losses by name, among them `total`, the weighted sum that is minimised."""
 
     @abstractmethod
-    def judge(self, batches: list[dict[str, Any]]) -> Judged:
+    def validate(self, batches: list[dict[str, Any]]) -> Validated:
         """Validation figures with the weights now in place (the loop puts the averaged ones there)."""
 
     @abstractmethod

@@ -19,7 +19,7 @@ from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.semantic.contrastive import HEADS_FOLDER, ContrastiveConfig, ContrastiveHeads, floor_value
 from hybrid_tokenizer.semantic.losses import contrastive_loss, cosine_loss, generation_loss
-from hybrid_tokenizer.training.objective import Judged, Objective
+from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.text import BertTokens, CachedText, CLIPText, MiniLMText, mean_token_features, text_of
 from hybrid_tokenizer.training.weights import QFORMER, ContrastiveWeights, QuantizeStage
 
@@ -77,7 +77,7 @@ class ContrastiveObjective(Objective):
         """t_i, unit length."""
 
     @abstractmethod
-    def divisor(self) -> Float[Tensor, ""]:
+    def floored_temperature(self) -> Float[Tensor, ""]:
         """The temperature, not below its floor."""
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
@@ -86,20 +86,25 @@ class ContrastiveObjective(Objective):
         contrastive = contrastive_loss(
             self.image_features(causal_embeds),
             self.text_features(text_of(batch)),
-            self.divisor(),
+            self.floored_temperature(),
             label_smoothing=self.weights.label_smoothing,
             literal_eq6=self.weights.literal_eq6,
             reference_gather=self.weights.reference_gather,
         )
         further = self.further_losses(batch, image_embeds)
         total = contrastive + sum(getattr(self.weights, name) * value for name, value in further.items())
-        return {"contrastive": contrastive, "temperature": self.divisor().detach(), **further, "total": total}
+        return {
+            "contrastive": contrastive,
+            "temperature": self.floored_temperature().detach(),
+            **further,
+            "total": total,
+        }
 
     def further_losses(self, batch: dict[str, Any], image_embeds: Tensor) -> dict[str, Float[Tensor, ""]]:
         """Losses beside eq. 6, each with a weight of its name."""
         return {}
 
-    def judge(self, batches: list[dict[str, Any]]) -> Judged:
+    def validate(self, batches: list[dict[str, Any]]) -> Validated:
         """Retrieval over the validation pairs, both directions."""
         image_rows, text_rows = [], []
         for batch in batches:
@@ -108,7 +113,7 @@ class ContrastiveObjective(Objective):
         similarities = torch.cat(image_rows) @ torch.cat(text_rows).T
         figures = {f"image_to_text_recall@{k}": recall_at(similarities, k) for k in (1, 5, 10)}
         figures |= {f"text_to_image_recall@{k}": recall_at(similarities.T, k) for k in (1, 5, 10)}
-        return Judged(figures, None)
+        return Validated(figures, None)
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.model.save_pretrained(folder)
@@ -131,7 +136,7 @@ class SentenceContrastive(ContrastiveObjective):
     def text_features(self, captions: list[str]) -> Float[Tensor, "b f"]:
         return F.normalize(self.heads.text_projection(self.frozen["text"].sentence_features(captions)).float(), dim=-1)
 
-    def divisor(self) -> Float[Tensor, ""]:
+    def floored_temperature(self) -> Float[Tensor, ""]:
         return floor_value(self.heads.temperature, self.weights.temperature_floor)
 
     def further_losses(self, batch: dict[str, Any], image_embeds: Tensor) -> dict[str, Float[Tensor, ""]]:
@@ -173,8 +178,8 @@ class QFormerContrastive(ContrastiveObjective):
         ids, mask = (tensor.to(self.heads.temperature.device) for tensor in self.tokens(captions))
         return F.normalize(self.heads.text_features(self.model.causal_qformer, ids, mask).float(), dim=-1)
 
-    def divisor(self) -> Float[Tensor, ""]:
-        return self.heads.divisor()
+    def floored_temperature(self) -> Float[Tensor, ""]:
+        return self.heads.floored_temperature()
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         super().export(folder, val_batches)
@@ -243,7 +248,7 @@ class QuantizeObjective(Objective):
         total = sum(getattr(self.weights, name) * value for name, value in losses.items())
         return {**losses, "total": total}
 
-    def judge(self, batches: list[dict[str, Any]]) -> Judged:
+    def validate(self, batches: list[dict[str, Any]]) -> Validated:
         """Eq. 7's cosine after subtracting the mean embedding a query, the same to another image's embeddings, eq. 8,
         codebook use, and caption retrieval from the decoded tokens."""
         use = CodebookUse(self.model.codebook_size)
@@ -271,7 +276,7 @@ class QuantizeObjective(Objective):
             **use.compute(),
             **{f"caption_recall@{k}": recall_at(similarities, k) for k in (1, 5, 10)},
         }
-        return Judged(figures, None)
+        return Validated(figures, None)
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.model.without_cosine_stack().save_pretrained(folder)

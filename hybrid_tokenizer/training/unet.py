@@ -19,12 +19,12 @@ from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
 from hybrid_tokenizer.training.loop import choose_precision
-from hybrid_tokenizer.training.objective import Judged, Objective
+from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, split_items, validation_batches
 from hybrid_tokenizer.training.text import MiniLMText, text_of
 from hybrid_tokenizer.training.weights import UNetLossWeights
 
-JUDGED_TIMESTEPS = (100, 300, 500, 700, 900)
+VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 TEACHER = "lite0"
 CHOOSER = "lite1"  # validates: a lone teacher's own distance goes on falling when no other's does
 NUM_PICTURES = 4
@@ -192,7 +192,7 @@ class UNetObjective(Objective):
             total = total + self.weights.perceptual * losses["perceptual"] + self.weights.pixel * losses["pixel"]
         return {**losses, "total": total}
 
-    def judge(self, batches: list[dict[str, Any]]) -> Judged:
+    def validate(self, batches: list[dict[str, Any]]) -> Validated:
         """Denoising error under each kind of condition and guide at fixed timesteps; with a guide, what decoding restores;
         images re-rendered from several strengths."""
         decoder = self.decoder[0].to(self.alphas_cumprod.device)
@@ -217,7 +217,7 @@ class UNetObjective(Objective):
                 cases["error_other_guide"] = (best, guide_latents.roll(1, 0))
             for name, case in cases.items():
                 torch.manual_seed(number)  # the same noise for every case and every validation
-                for timestep in JUDGED_TIMESTEPS:
+                for timestep in VALIDATION_TIMESTEPS:
                     timesteps = torch.full((len(latents),), timestep, device=latents.device)
                     values.setdefault(name, []).append(self.denoise(latents, timesteps, *case)[0])
             if guide_latents is not None:
@@ -233,7 +233,7 @@ class UNetObjective(Objective):
                 starts = shown if guide_latents is None else start[:NUM_PICTURES]
                 pictures = [self.rendered(starts, best[:NUM_PICTURES], strength) for strength in (0.25, 0.5, 1.0)]
                 rows.append(torch.stack([shown, starts, *pictures], dim=1))
-        return Judged({name: torch.cat(parts).mean().item() for name, parts in values.items()}, rows[0])
+        return Validated({name: torch.cat(parts).mean().item() for name, parts in values.items()}, rows[0])
 
     def rendered(
         self, starts: Float[Tensor, "b 3 h w"], condition: Float[Tensor, "b n d"], strength: float

@@ -11,7 +11,7 @@ from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.images import resize_area
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
-from hybrid_tokenizer.training.objective import Judged, Objective
+from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.weights import VAELossWeights
 
 
@@ -46,7 +46,7 @@ class VAEObjective(Objective):
             total = total + self.weights.perceptual * losses["perceptual"]
         return {**losses, "total": total}
 
-    def judge(self, batches: list[dict[str, Any]]) -> Judged:
+    def validate(self, batches: list[dict[str, Any]]) -> Validated:
         """PSNR and feature distance of the round trip."""
         values, distances, rows = [], [], []
         for batch in batches:
@@ -59,7 +59,7 @@ class VAEObjective(Objective):
         figures = {"psnr": torch.cat(values).mean().item()}
         if distances:
             figures["effnet_lite0_distance"] = torch.cat(distances).mean().item()
-        return Judged(figures, torch.cat(rows)[:8])
+        return Validated(figures, torch.cat(rows)[:8])
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         """A whole DiffusionDecoder folder, latents normalised to zero mean and unit deviation a channel."""

@@ -169,8 +169,8 @@ def test_temperature_stops_at_its_floor_and_can_rise_again(stage1):
     _, heads = stage1
     with torch.no_grad():
         heads.temperature.fill_(0.001)
-    assert heads.divisor().item() == pytest.approx(0.01)
-    heads.divisor().backward()
+    assert heads.floored_temperature().item() == pytest.approx(0.01)
+    heads.floored_temperature().backward()
     assert heads.temperature.grad == 1
 
 

@@ -15,7 +15,7 @@ from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.objective import Judged, Objective
+from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.setup import build_data
 from hybrid_tokenizer.training.weights import GuideLossWeights
 
@@ -148,8 +148,8 @@ class Overflowing(Objective):
     def forward(self, batch, step):
         return {"total": -1e-3 * self.model.weight.sum()}
 
-    def judge(self, batches):
-        return Judged({"batches": float(len(batches))}, None)
+    def validate(self, batches):
+        return Validated({"batches": float(len(batches))}, None)
 
     def export(self, folder, val_batches):
         raise AssertionError("a broken model must not be exported")

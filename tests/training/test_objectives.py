@@ -107,11 +107,11 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
 
     objective.eval()
     with torch.no_grad():
-        judged = objective.judge([batch])
-        assert judged.figures == objective.judge([batch]).figures
-    assert all(isinstance(value, float) for value in judged.figures.values())
-    if judged.pictures is not None:
-        assert judged.pictures.shape[2:] == (3, 32, 32) and judged.pictures.isfinite().all()
+        validated = objective.validate([batch])
+        assert validated.figures == objective.validate([batch]).figures
+    assert all(isinstance(value, float) for value in validated.figures.values())
+    if validated.pictures is not None:
+        assert validated.pictures.shape[2:] == (3, 32, 32) and validated.pictures.isfinite().all()
     objective.export(tmp_path / "final", [batch])
     component = objective.decoder[0] if stage.startswith(("vae", "unet")) else objective.model
     mine = component.state_dict()
@@ -208,5 +208,5 @@ def test_the_sentence_term_tells_captions_apart():
         values["total"].backward()
         optimizer.step()
     objective.eval()
-    assert objective.judge([batch]).figures["caption_recall@1"] == 1
+    assert objective.validate([batch]).figures["caption_recall@1"] == 1
     assert losses[-1] < 0.7 * losses[0]

@@ -98,14 +98,14 @@ def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
     assert decoder.vae.decoder.conv_out.weight.abs().max() > 0, "so has the VAE's decoder"
     assert decoder.vae.encoder.layers[-1].weight.abs().max() == 0, "and its encoder not"
     rows = [json.loads(line) for line in (tmp_path / "unet" / "metrics.jsonl").read_text().splitlines()]
-    judged = {name for row in rows for name in row if name.startswith("val_")}
+    validated = {name for row in rows for name in row if name.startswith("val_")}
     assert {
         "val_error_no_guide",
         "val_error_other_guide",
         "val_psnr_restored",
         "val_psnr_guide",
         "val_psnr_vae",
-    } <= judged
+    } <= validated
 
 
 def test_a_trained_decoder_learns_to_read_guides(script, pairs, tmp_path):

@@ -194,7 +194,7 @@ def test_heads_travel_beside_the_tokenizer_and_go_on_from_there(tmp_path, capsys
     batch = pairs()
     for name, value in objective(batch, 0).items():
         assert torch.equal(value, again(batch, 0)[name]), name
-    assert objective.judge([batch]).figures == again.judge([batch]).figures
+    assert objective.validate([batch]).figures == again.validate([batch]).figures
 
 
 def test_a_vocabulary_larger_than_the_heads_is_one_line(tmp_path):
