@@ -37,10 +37,10 @@ def published_values(row: dict[str, Any]) -> dict[str, Any]:
     pairs = {"published_psnr": (psnr, row.get("psnr")), "published_ssim": (ssim, row.get("ssim_paper_compat"))}
     differs = [
         key
-        for key, (told, measured) in pairs.items()
-        if measured is not None and abs(measured - told) > TOLERANCE * told
+        for key, (published, measured) in pairs.items()
+        if measured is not None and abs(measured - published) > TOLERANCE * published
     ]
-    return {key: told for key, (told, _) in pairs.items()} | {"published_differs": differs}
+    return {key: published for key, (published, _) in pairs.items()} | {"published_differs": differs}
 
 
 def published_alignment(method: str) -> dict[str, float]:

@@ -41,8 +41,10 @@ class UnclipDecoder(nn.Module):
         noise = torch.cat([torch.randn(1, self.embedding_width, generator=one) for one in generators]).to(image_embeds)
         levels = torch.full((len(image_embeds),), noise_level, device=image_embeds.device)
         noisy = self.noising_scheduler.add_noise(self.normalizer.scale(image_embeds), noise, levels)
-        told = get_timestep_embedding(levels, self.embedding_width, flip_sin_to_cos=True, downscale_freq_shift=0)
-        return torch.cat([self.normalizer.unscale(noisy), told.to(noisy)], dim=1)
+        level_embeds = get_timestep_embedding(
+            levels, self.embedding_width, flip_sin_to_cos=True, downscale_freq_shift=0
+        )
+        return torch.cat([self.normalizer.unscale(noisy), level_embeds.to(noisy)], dim=1)
 
     @torch.no_grad()
     def decode(

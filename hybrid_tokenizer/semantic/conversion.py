@@ -95,7 +95,7 @@ def seed_config(state: State, variant: str, reverse_layers: int, heads: HeadCoun
     return encoder_config(state, base, heads)
 
 
-def told(state: State, table: Table) -> list[str]:
+def dropped_lines(state: State, table: Table) -> list[str]:
     """A line on what the key map dropped."""
     dropped = dropped_keys(state, table)
     return [f"dropped {len(dropped)} keys on purpose: {shorten(dropped)}"] if dropped else []
@@ -110,7 +110,7 @@ def convert_seed_files(states: Sequence[State], folder: Path, wanted: str, heads
     tokenizer = SemanticTokenizer(seed_config(state, variant, seed.reverse_layers(joined, variant), heads))
     load_strict(tokenizer, state, f"{wanted} checkpoint")
     tokenizer.save_pretrained(folder)
-    return [f"{variant}: {len(state)} tensors to {folder}", *told(merged, seed.seed_table(merged, variant))]
+    return [f"{variant}: {len(state)} tensors to {folder}", *dropped_lines(merged, seed.seed_table(merged, variant))]
 
 
 def convert_seed1(states: Sequence[State], folder: Path, heads: HeadCounts = PUBLISHED) -> list[str]:
@@ -149,11 +149,11 @@ def save_encoder(state: State, folder: Path, heads: HeadCounts) -> list[str]:
 def convert_blip2_lavis(states: Sequence[State], folder: Path, heads: HeadCounts = PUBLISHED) -> list[str]:
     """BLIP-2 of LAVIS: eva_vit_g.pth and blip2_pretrained.pth."""
     merged = blip2.merge_qkv_bias(blip2.join_files(list(states)))
-    return save_encoder(blip2.convert_lavis(merged), folder, heads) + told(merged, blip2.lavis_table(merged))
+    return save_encoder(blip2.convert_lavis(merged), folder, heads) + dropped_lines(merged, blip2.lavis_table(merged))
 
 
 def convert_blip2_transformers(states: Sequence[State], folder: Path, heads: HeadCounts = PUBLISHED) -> list[str]:
     """BLIP-2 of transformers (e.g. blip2-itm-vit-g): its file, all shards, or the folder that holds them."""
     joined = {key: value for state in states for key, value in state.items()}
     converted = blip2.convert_transformers(joined)
-    return save_encoder(converted, folder, heads) + told(joined, blip2.transformers_table(joined))
+    return save_encoder(converted, folder, heads) + dropped_lines(joined, blip2.transformers_table(joined))
