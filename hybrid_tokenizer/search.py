@@ -8,7 +8,7 @@ from hybrid_tokenizer.guide.search import GuideLosses
 from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 
 PERCEPTUAL = 0.01
-"""Weight of the feature distance beside the squared error of the decoded image (docs/decisions.md)."""
+"""Weight of the feature distance beside the squared error of the decoded image (docs/experiments.md)."""
 
 
 def decoded_losses(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 LEARNING_RATE = 0.012
-"""Of Adam on the features (docs/decisions.md)."""
+"""Of Adam on the features (docs/experiments.md)."""
 
 CodeGrids = tuple[Int[Tensor, "b _ _"], ...]
 GuideLosses = Callable[[Float[Tensor, "b 3 gh gw"]], Float[Tensor, "b"]]
