@@ -38,17 +38,17 @@ CHROMIUM ?= /usr/bin/chromium
 browser: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	@echo "driving $(CHROMIUM)"
-	CHROMIUM=$(CHROMIUM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/user_study tests/demo
+	CHROMIUM=$(CHROMIUM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/apps
 
 # the notebooks with new outputs, in place
 notebooks: $(INSTALLED)
-	$(BIN)/python scripts/run_notebooks.py notebooks/*.ipynb
+	$(BIN)/python tools/run_notebooks.py notebooks/*.ipynb
 
 # DATA is a folder with imagenet_sample, imagenet_extra and captions; RUNS keeps the stages, each resumable
 DATA ?= data
 RUNS ?= runs/tiny
 train-tiny: $(INSTALLED)
-	PYTHON=$(BIN)/python DATA=$(DATA) RUNS=$(RUNS) scripts/train_tiny.sh
+	PYTHON=$(BIN)/python DATA=$(DATA) RUNS=$(RUNS) tools/train_tiny.sh
 
 clean:
 	rm -rf $(VENV) outputs .pytest_cache .ruff_cache .mypy_cache

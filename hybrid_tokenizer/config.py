@@ -14,19 +14,22 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hybrid_tokenizer.alignment.config import EvalAlignmentConfig, TrainProbeConfig
-from hybrid_tokenizer.benchmarking.config import BenchmarkConfig
-from hybrid_tokenizer.correction.config import EvalCorrectionConfig
 from hybrid_tokenizer.data.config import DataConfig
-from hybrid_tokenizer.decode_sweep.config import EvalDecodeConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.evaluation import EvalReconConfig, ReconstructConfig
-from hybrid_tokenizer.figures.config import FiguresConfig
+from hybrid_tokenizer.evaluation.config import (
+    EvalAlignmentConfig,
+    EvalCorrectionConfig,
+    EvalDecodeConfig,
+    EvalGuideConfig,
+    EvalReconConfig,
+    FiguresConfig,
+    ReconstructConfig,
+)
 from hybrid_tokenizer.guide.config import GuideConfig
-from hybrid_tokenizer.guide_rates.config import EvalGuideConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.probe import TrainProbeConfig
 from hybrid_tokenizer.training.weights import (
     ContrastiveWeights,
     GuideLossWeights,
@@ -34,6 +37,7 @@ from hybrid_tokenizer.training.weights import (
     UNetLossWeights,
     VAELossWeights,
 )
+from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 

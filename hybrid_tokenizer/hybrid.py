@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer import __version__
 from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
-from hybrid_tokenizer.compilation import compile_in_place
+from hybrid_tokenizer.devices import compile_in_place
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.search import GuideLosses
 from hybrid_tokenizer.images import check_range, full_resolution_chunk
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.search import decoded_losses
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source

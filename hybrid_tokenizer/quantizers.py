@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hybrid_tokenizer.devices import same_on_all_ranks, sum_over_ranks
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 KINDS = ("vq", "ema", "cosine", "simvq", "fsq", "lfq")
@@ -289,21 +289,6 @@ def draw_rows(rows: Float[Tensor, "n d"], count: int) -> Float[Tensor, "count d"
     """Random rows, distinct while there are enough; drawn on the CPU so that devices agree."""
     order = torch.randperm(len(rows)) if len(rows) >= count else torch.randint(len(rows), (count,))
     return rows[order[:count].to(rows.device)]
-
-
-def sum_over_ranks(values: Num[Tensor, "*s"]) -> Num[Tensor, "*s"]:
-    """Summed over the processes of a distributed run, where there is one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-    return values
-
-
-def same_on_all_ranks(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """Rank 0's values on every process of a distributed run, where there is one."""
-    if dist.is_available() and dist.is_initialized():
-        values = values.contiguous()
-        dist.broadcast(values, src=0)
-    return values
 
 
 def vq_loss(quantized: Quantized, config: QuantizerConfig) -> Float[Tensor, ""]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.guide.search import GuideLosses
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+from hybrid_tokenizer.perceptual import EfficientNetDistance
 
 PERCEPTUAL = 0.01
 """Weight of the feature distance beside the squared error of the decoded image (docs/experiments.md)."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hybrid_tokenizer.checkpoints.files import write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.parity import check_folder
+from hybrid_tokenizer.verification.parity import check_folder
 
 
 def main() -> None:

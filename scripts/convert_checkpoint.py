@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hybrid_tokenizer.conversion import KINDS, convert
+from hybrid_tokenizer.commands.convert import KINDS, convert
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 

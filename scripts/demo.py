@@ -6,11 +6,11 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 
 def run(options: argparse.Namespace) -> None:
-    from hybrid_tokenizer.demo.app import demo_app
-    from hybrid_tokenizer.demo.pictures import Darkroom
-    from hybrid_tokenizer.evaluation import choose_device
+    from hybrid_tokenizer.apps.demo.app import demo_app
+    from hybrid_tokenizer.apps.demo.pictures import Darkroom
+    from hybrid_tokenizer.apps.web import serving
+    from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.hybrid import HybridTokenizer
-    from hybrid_tokenizer.web import serving
 
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
     access = serving.access_for(options.host)

@@ -7,18 +7,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hybrid_tokenizer.alignment.config import EvalAlignmentConfig
-from hybrid_tokenizer.alignment.evaluate import finish_rows, ranked_by, score_rows, shared_by
-from hybrid_tokenizer.alignment.pairs import open_pairs
-from hybrid_tokenizer.alignment.report import write_alignment
-from hybrid_tokenizer.alignment.scores import build_scores
-from hybrid_tokenizer.baselines.rows import rows_by_name
 from hybrid_tokenizer.config import main
-from hybrid_tokenizer.evaluation import choose_device, provenance, rank_and_world_size
-from hybrid_tokenizer.finished_rows import FinishedRows
+from hybrid_tokenizer.devices import choose_device, rank_and_world_size
+from hybrid_tokenizer.evaluation.config import EvalAlignmentConfig
+from hybrid_tokenizer.evaluation.loop import provenance
+from hybrid_tokenizer.evaluation.pairs import open_pairs
+from hybrid_tokenizer.evaluation.pictures import picture_grid
+from hybrid_tokenizer.evaluation.rows import rows_by_name
+from hybrid_tokenizer.evaluation.scores import build_scores
+from hybrid_tokenizer.evaluation.store import FinishedRows
+from hybrid_tokenizer.evaluation.studies.alignment import finish_rows, ranked_by, score_rows, shared_by
+from hybrid_tokenizer.evaluation.studies.alignment_report import write_alignment
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.provenance import git_revision
-from hybrid_tokenizer.reporting import picture_grid
 
 
 @main("eval_alignment")

@@ -5,9 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hybrid_tokenizer.config import main
-from hybrid_tokenizer.correction.config import EvalCorrectionConfig
-from hybrid_tokenizer.correction.evaluate import correction_metrics, evaluate_correction, renderers, write_correction
-from hybrid_tokenizer.evaluation import EvalImages, choose_device, provenance
+from hybrid_tokenizer.devices import choose_device
+from hybrid_tokenizer.evaluation.config import EvalCorrectionConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import provenance
+from hybrid_tokenizer.evaluation.studies.correction import (
+    correction_metrics,
+    evaluate_correction,
+    renderers,
+    write_correction,
+)
 from hybrid_tokenizer.hybrid import HybridTokenizer
 
 

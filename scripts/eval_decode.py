@@ -5,9 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hybrid_tokenizer.config import main
-from hybrid_tokenizer.decode_sweep.config import EvalDecodeConfig
-from hybrid_tokenizer.decode_sweep.sweep import sweep, sweep_metrics, write_sweep
-from hybrid_tokenizer.evaluation import EvalImages, choose_device, provenance
+from hybrid_tokenizer.devices import choose_device
+from hybrid_tokenizer.evaluation.config import EvalDecodeConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import provenance
+from hybrid_tokenizer.evaluation.studies.decode_sweep import sweep, sweep_metrics, write_sweep
 from hybrid_tokenizer.hybrid import HybridTokenizer
 
 

@@ -5,9 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hybrid_tokenizer.config import main
-from hybrid_tokenizer.evaluation import EvalImages, choose_device, provenance
-from hybrid_tokenizer.guide_rates.config import EvalGuideConfig
-from hybrid_tokenizer.guide_rates.study import count_codes, load_guides, load_movq, readings, study, write_study
+from hybrid_tokenizer.devices import choose_device
+from hybrid_tokenizer.evaluation.config import EvalGuideConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import provenance
+from hybrid_tokenizer.evaluation.studies.guide_rates import (
+    count_codes,
+    load_guides,
+    load_movq,
+    readings,
+    study,
+    write_study,
+)
 
 
 @main("eval_guide")

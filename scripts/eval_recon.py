@@ -7,25 +7,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hybrid_tokenizer.baselines.rows import rows_by_name
 from hybrid_tokenizer.checkpoints.files import write_atomic
 from hybrid_tokenizer.config import main
-from hybrid_tokenizer.evaluation import (
-    EvalImages,
-    EvalReconConfig,
-    choose_device,
-    default_metrics,
-    evaluate_rows,
-    provenance,
-    rank_and_world_size,
-)
-from hybrid_tokenizer.finished_rows import FinishedRows
+from hybrid_tokenizer.devices import choose_device, rank_and_world_size
+from hybrid_tokenizer.evaluation.config import EvalReconConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import evaluate_rows, provenance
+from hybrid_tokenizer.evaluation.pictures import picture_grid
+from hybrid_tokenizer.evaluation.plots import draw_rates
+from hybrid_tokenizer.evaluation.rows import rows_by_name
+from hybrid_tokenizer.evaluation.store import FinishedRows
+from hybrid_tokenizer.evaluation.summary import default_metrics
+from hybrid_tokenizer.evaluation.tables import cell, write_report
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import to_uint8
 from hybrid_tokenizer.metrics.weighted import of_a_set
 from hybrid_tokenizer.provenance import git_revision
-from hybrid_tokenizer.rates import draw_rates
-from hybrid_tokenizer.reporting import cell, picture_grid, write_report
 
 
 @main("eval_recon")

@@ -8,11 +8,13 @@ from torch import nn
 from tqdm import tqdm
 
 from hybrid_tokenizer.baselines.registry import load_baseline
-from hybrid_tokenizer.baselines.super_resolution import LEFT_OUT, NAME, load_upscaler
 from hybrid_tokenizer.config import main
-from hybrid_tokenizer.evaluation import EvalImages, choose_device, provenance
-from hybrid_tokenizer.figures import paper
-from hybrid_tokenizer.figures.config import FiguresConfig
+from hybrid_tokenizer.devices import choose_device
+from hybrid_tokenizer.evaluation.config import FiguresConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import provenance
+from hybrid_tokenizer.evaluation.studies import figures as paper
+from hybrid_tokenizer.evaluation.super_resolution import LEFT_OUT, NAME, load_upscaler
 from hybrid_tokenizer.hybrid import HybridTokenizer
 
 

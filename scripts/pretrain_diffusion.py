@@ -10,9 +10,9 @@ from hybrid_tokenizer.diffusion import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.text import MiniLMText
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_diffusion
-from hybrid_tokenizer.training.text import MiniLMText
 from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
 

@@ -8,10 +8,13 @@ import torch
 from tqdm import tqdm
 
 from hybrid_tokenizer.config import main
-from hybrid_tokenizer.evaluation import EvalImages, ReconstructConfig, choose_device, reconstruct
+from hybrid_tokenizer.devices import choose_device
+from hybrid_tokenizer.evaluation.config import ReconstructConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import reconstruct
+from hybrid_tokenizer.evaluation.pictures import side_by_side, write_png
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import to_pil
-from hybrid_tokenizer.reporting import side_by_side, write_png
 
 
 @main("reconstruct")

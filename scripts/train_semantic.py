@@ -8,10 +8,10 @@ import torch
 from hybrid_tokenizer.config import TrainSemantic, component_config, main
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticConfig
+from hybrid_tokenizer.text import build_text
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_semantic
-from hybrid_tokenizer.training.text import build_text
 
 
 @main("train_semantic")

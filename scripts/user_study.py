@@ -7,10 +7,10 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 
 def prepare(options: argparse.Namespace) -> None:
-    from hybrid_tokenizer.baselines.rows import rows_by_name
-    from hybrid_tokenizer.evaluation import choose_device
+    from hybrid_tokenizer.apps.user_study.prepare import StudyOptions, prepare_study
+    from hybrid_tokenizer.devices import choose_device
+    from hybrid_tokenizer.evaluation.rows import rows_by_name
     from hybrid_tokenizer.hybrid import HybridTokenizer
-    from hybrid_tokenizer.user_study.prepare import StudyOptions, prepare_study
 
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
     baselines = dict(pair.partition("=")[::2] for pair in options.baseline)
@@ -26,10 +26,10 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    from hybrid_tokenizer.user_study.app import voting_app
-    from hybrid_tokenizer.user_study.study import VOTES_NAME, read_study
-    from hybrid_tokenizer.user_study.votes import Votes
-    from hybrid_tokenizer.web import serving
+    from hybrid_tokenizer.apps.user_study.app import voting_app
+    from hybrid_tokenizer.apps.user_study.study import VOTES_NAME, read_study
+    from hybrid_tokenizer.apps.user_study.votes import Votes
+    from hybrid_tokenizer.apps.web import serving
 
     study = read_study(options.study)
     votes = Votes(options.study / VOTES_NAME, study.id)
@@ -41,7 +41,7 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def results(options: argparse.Namespace) -> None:
-    from hybrid_tokenizer.user_study.results import write_results
+    from hybrid_tokenizer.apps.user_study.results import write_results
 
     output = options.output or options.study / "results"
     print(f"{write_results(options.study, output, options.complete_only)}\nwritten to {output}")

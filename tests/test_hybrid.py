@@ -5,12 +5,12 @@ from dataclasses import replace
 import jaxtyping
 import pytest
 import torch
-from small import noise_images, small_hybrid
+from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.diffusion.scheduler import Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer, image_generators
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.protocol import ImageTokenizer
 from hybrid_tokenizer.search import decoded_losses
 from hybrid_tokenizer.semantic import SemanticTokenizer

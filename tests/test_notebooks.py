@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SCRIPT = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py")]
+SCRIPT = [sys.executable, str(ROOT / "tools" / "run_notebooks.py")]
 
 
 def pictures(notebook):

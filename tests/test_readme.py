@@ -23,7 +23,7 @@ def test_the_ten_lines_run(tmp_path, monkeypatch):
 
 
 def test_generated_parts_are_up_to_date():
-    command = [sys.executable, "scripts/update_readme.py", "--check"]
+    command = [sys.executable, "tools/update_readme.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 

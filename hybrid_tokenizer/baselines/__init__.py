@@ -1,6 +1,5 @@
-"""Rows to compare with, each an ImageTokenizer: controls of the hybrid, codecs, other tokenizers."""
+"""Other people's tokenizers and codecs, each an ImageTokenizer."""
 
 from hybrid_tokenizer.baselines.codec import Codec
-from hybrid_tokenizer.baselines.controls import HybridRow, control_rows, hybrid_row
 
-__all__ = ["Codec", "HybridRow", "control_rows", "hybrid_row"]
+__all__ = ["Codec"]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.skeleton import Skeleton, largest_product
 from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.seed_voken import ibq_to_skeleton
+from hybrid_tokenizer.checkpoints.keys.seed_voken import ibq_to_skeleton
 from hybrid_tokenizer.guide import GuideConfig
 
 

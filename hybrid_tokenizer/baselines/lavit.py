@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.sampling import Condition, image_generators, load_diffusers, sample
 from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign
-from hybrid_tokenizer.checkpoints.lavit import decoder_to_model, encoder_to_model, join_files
+from hybrid_tokenizer.checkpoints.keys.lavit import decoder_to_model, encoder_to_model, join_files
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import check_range, normalize_clip, resize_bicubic
 from hybrid_tokenizer.quantizers import nearest_codes

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.baselines.residual import NORM_EPS, NORM_GROUPS, blocks
 from hybrid_tokenizer.baselines.skeleton import check_indices
 from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.seed_voken import magvit2_to_model
+from hybrid_tokenizer.checkpoints.keys.seed_voken import magvit2_to_model
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.movqgan import movqgan_to_guide
+from hybrid_tokenizer.checkpoints.keys.movqgan import movqgan_to_guide
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.guide.warm_start import read_base

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.sampling import Condition, image_generators, sample
 from hybrid_tokenizer.baselines.unclip import UnclipDecoder, load_unclip
-from hybrid_tokenizer.checkpoints import blip2, seed
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_strict, read_foreign
+from hybrid_tokenizer.checkpoints.keys import blip2, seed
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import resize_bicubic

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.baselines.residual import NORM_EPS, NORM_GROUPS, blocks
 from hybrid_tokenizer.baselines.skeleton import check_indices
 from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.titok import titok_to_model
+from hybrid_tokenizer.checkpoints.keys.titok import titok_to_model
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import to_unit
 from hybrid_tokenizer.quantizers import nearest_codes

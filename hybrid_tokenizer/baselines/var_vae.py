@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.skeleton import Skeleton, check_indices
 from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.var import var_to_skeleton
+from hybrid_tokenizer.checkpoints.keys.var import var_to_skeleton
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.quantizers import VectorQuantizer

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.skeleton import Skeleton
 from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.taming import gumbel_to_skeleton, taming_to_guide
+from hybrid_tokenizer.checkpoints.keys.taming import gumbel_to_skeleton, taming_to_guide
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 

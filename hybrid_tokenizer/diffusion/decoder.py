@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_tensors, read_json, save_tensors, write_json
-from hybrid_tokenizer.compilation import compile_in_place
+from hybrid_tokenizer.devices import compile_in_place
 from hybrid_tokenizer.diffusion.attention import remembered_conditions
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import (
@@ -24,7 +24,6 @@ from hybrid_tokenizer.diffusion.ddim import (
     q_sample,
 )
 from hybrid_tokenizer.diffusion.few_step import fuse_lora, lcm_denoise, lcm_sampler
-from hybrid_tokenizer.diffusion.guidance import batch_conditions, combine
 from hybrid_tokenizer.diffusion.pretrained import (
     NULL_CONDITION_NAME,
     load_model,
@@ -34,6 +33,7 @@ from hybrid_tokenizer.diffusion.pretrained import (
     plain_config,
     save_model,
 )
+from hybrid_tokenizer.diffusion.sampling import batch_conditions, combine
 from hybrid_tokenizer.diffusion.scheduler import Schedule, read_prediction_type, save_scheduler
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import in_chunks, resize_bicubic

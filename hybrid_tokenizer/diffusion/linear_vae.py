@@ -12,8 +12,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hybrid_tokenizer.dct import LinearPath
 from hybrid_tokenizer.images import in_chunks
-from hybrid_tokenizer.linear_path import LinearPath
 
 
 class AutoencoderTinyLinear(ModelMixin, AutoencoderMixin, ConfigMixin):

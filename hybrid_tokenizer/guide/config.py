@@ -22,10 +22,10 @@ class GuideConfig:
     `residual_front` (area resize plus a learned residual), `unshuffle` (pixel unshuffle), `appended` (further levels of
     the last width below the trunk) or `none`. The decoder's levels take the grid to the guide image.
     `image_size` is the training size and the default; any size with multiples of `downsample_factor` works.
-    `linear_path` adds the networks to a transform code of the resized image (`linear_path.py`), for training from
+    `linear_path` adds the networks to a transform code of the resized image (`dct.py`), for training from
     nothing, and `refiner_blocks` of `refiner_channels` work on the guide image; published weights have neither.
     `scale_interpolation` brings a coarse scale's codes to the full grid: smoothly, each code being a mean (VAR), or
-    `cosine`, each being the coefficients of a wider block (`linear_path.CosineScale`).
+    `cosine`, each being the coefficients of a wider block (`dct.CosineScale`).
     """
 
     image_size: int = 256

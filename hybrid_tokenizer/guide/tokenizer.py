@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
+from hybrid_tokenizer.dct import CosineScale, LinearPath
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.guide.losses import recon_losses
 from hybrid_tokenizer.guide.refiner import Refiner
 from hybrid_tokenizer.guide.search import CodeGrids, GuideLosses, search_codes
 from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_area
-from hybrid_tokenizer.linear_path import CosineScale, LinearPath
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
 SEARCHED_AT_ONCE = 16

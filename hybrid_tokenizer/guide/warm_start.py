@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_foreign, read_json
-from hybrid_tokenizer.checkpoints.movqgan import diffusers_vq_to_guide, movqgan_to_guide
-from hybrid_tokenizer.checkpoints.taming import is_spatial, taming_to_guide
+from hybrid_tokenizer.checkpoints.keys.movqgan import diffusers_vq_to_guide, movqgan_to_guide
+from hybrid_tokenizer.checkpoints.keys.taming import is_spatial, taming_to_guide
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.guide.tokenizer import GuideTokenizer

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hybrid_tokenizer.devices import sum_over_ranks
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.quantizers import sum_over_ranks
 
 
 def codebook_usage(counts: Int[Tensor, "codes"]) -> float:

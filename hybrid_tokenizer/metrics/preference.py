@@ -25,8 +25,8 @@ from transformers import (
 from transformers.utils import logging
 
 from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign, shorten
-from hybrid_tokenizer.checkpoints.image_reward import image_reward_keys, image_reward_sizes
-from hybrid_tokenizer.checkpoints.open_clip import clip_from_open_clip, open_clip_sizes
+from hybrid_tokenizer.checkpoints.keys.image_reward import image_reward_keys, image_reward_sizes
+from hybrid_tokenizer.checkpoints.keys.open_clip import clip_from_open_clip, open_clip_sizes
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import check_range, from_uint8, normalize_clip, resize_bicubic, to_uint8
 

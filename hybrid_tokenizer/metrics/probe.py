@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hybrid_tokenizer.checkpoints.files import load_strict, load_tensors, read_json
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import check_range, from_uint8, full_resolution_chunk, in_chunks, resize_bicubic, to_uint8
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+from hybrid_tokenizer.perceptual import EfficientNetDistance
 
 PROBE_WEIGHTS, PROBE_FACTS = "probe.safetensors", "probe.json"
 NETWORK, SIDE = "lite1", 224
@@ -80,18 +80,18 @@ def pooled_features(network: EfficientNetDistance, images: Float[Tensor, "b 3 h 
 
 
 def load_probe(folder: Path, text: SentenceEncoder) -> ProbeScore:
-    """What scripts/train_probe.py wrote; `text` is the encoder it was trained beside."""
+    """What tools/train_probe.py wrote; `text` is the encoder it was trained beside."""
     facts = read_json(folder / PROBE_FACTS)
     try:
         probe = Probe(facts["num_features"], facts["hidden_width"])
     except (KeyError, TypeError):
         raise HybridTokenizerError(
-            f"{folder / PROBE_FACTS} is not of a probe; give a folder that scripts/train_probe.py wrote"
+            f"{folder / PROBE_FACTS} is not of a probe; give a folder that tools/train_probe.py wrote"
         ) from None
     if facts.get("features") != FEATURES:
         raise HybridTokenizerError(
             f"{folder / PROBE_FACTS} is of a probe that reads {facts.get('features')!r}, expected {FEATURES!r}; train it "
-            "anew with scripts/train_probe.py"
+            "anew with tools/train_probe.py"
         )
     weights = {key: value.float() for key, value in load_tensors(folder / PROBE_WEIGHTS).items()}
     load_strict(probe, weights, str(folder / PROBE_WEIGHTS))

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig
 
+MINILM = "minilm"
+"""Value of `quantize.text` that names the embedded sentence encoder."""
+
 VARIANTS = ("seed1", "seed2_mlp", "seed2_revq")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints import blip2, seed
 from hybrid_tokenizer.checkpoints.files import load_strict, shorten
+from hybrid_tokenizer.checkpoints.keys import blip2, seed
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, dropped_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig

@@ -23,8 +23,8 @@ from hybrid_tokenizer.guide.losses import (
 from hybrid_tokenizer.guide.warm_start import start_from
 from hybrid_tokenizer.images import resize_bicubic
 from hybrid_tokenizer.metrics.codebook import CodebookUse
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.metrics.pixel import psnr
+from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.weights import GuideLossWeights

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import resize_bicubic
 from hybrid_tokenizer.metrics.codebook import CodebookUse
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
+from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.quantizers import vq_loss
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.semantic.contrastive import HEADS_FOLDER, ContrastiveConfig, ContrastiveHeads, floor_value
 from hybrid_tokenizer.semantic.losses import contrastive_loss, cosine_loss, generation_loss
+from hybrid_tokenizer.text import BertTokens, CachedText, CLIPText, MiniLMText, mean_token_features, text_of
 from hybrid_tokenizer.training.objective import Objective, Validated
-from hybrid_tokenizer.training.text import BertTokens, CachedText, CLIPText, MiniLMText, mean_token_features, text_of
 from hybrid_tokenizer.training.weights import QFORMER, ContrastiveWeights, QuantizeStage
 
 TEACHER_SIZE = (

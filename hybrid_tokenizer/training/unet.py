@@ -13,15 +13,15 @@ from hybrid_tokenizer.diffusion.ddim import predict_original, q_sample, training
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import from_uint8
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
+from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.text import MiniLMText, text_of
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
 from hybrid_tokenizer.training.loop import choose_precision
 from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, split_items, validation_batches
-from hybrid_tokenizer.training.text import MiniLMText, text_of
 from hybrid_tokenizer.training.weights import UNetLossWeights
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.images import resize_area
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.metrics.pixel import psnr
+from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.weights import VAELossWeights
 

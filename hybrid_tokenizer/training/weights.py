@@ -3,10 +3,10 @@
 from dataclasses import dataclass, fields
 
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.semantic.config import MINILM
 from hybrid_tokenizer.semantic.losses import QuantizeWeights
 
 SENTENCE, QFORMER = "sentence", "qformer"
-MINILM = "minilm"
 
 
 def check_weights(weights: object) -> None:

@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
-from small import noise_images, small_hybrid
+from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.baselines.grid_row import GridTokens, pad_to_multiple
 from hybrid_tokenizer.baselines.registry import BASELINES, load_baseline, locate
-from hybrid_tokenizer.baselines.rows import rows_by_name
 from hybrid_tokenizer.baselines.var_vae import shared_residual
 from hybrid_tokenizer.checkpoints.files import save_tensors, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.full_size import layouts
+from hybrid_tokenizer.evaluation.rows import rows_by_name
 from hybrid_tokenizer.protocol import ImageTokenizer
+from hybrid_tokenizer.verification.layouts import layouts
 
 F8, F16 = [32] * 4, [32] * 5
 TITOK = (4, 16, 9, (64, 1), (64, 1))

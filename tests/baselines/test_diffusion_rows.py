@@ -7,7 +7,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from small import noise_images
+from helpers.small_models import noise_images
 
 from hybrid_tokenizer.baselines.lavit import draw_kept, load_lavit_row
 from hybrid_tokenizer.baselines.registry import load_baseline

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from hybrid_tokenizer.baselines import registry
 from hybrid_tokenizer.baselines.lavit import LavitConfig, LavitDecoderConfig, build_token_decoder, build_tokenizer
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.full_size import layouts
+from hybrid_tokenizer.verification.layouts import layouts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KEYS = Path(__file__).parent / "keys"

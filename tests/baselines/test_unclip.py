@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
-from small import noise_images
+from helpers.small_models import noise_images
 from test_diffusion_rows import UNET, VAE, below, fixture, seeded
 from transformers import (
     CLIPTextConfig,

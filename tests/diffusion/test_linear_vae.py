@@ -2,9 +2,9 @@
 
 import torch
 
+from hybrid_tokenizer.dct import LinearPath
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.diffusion.linear_vae import AutoencoderTinyLinear
-from hybrid_tokenizer.linear_path import LinearPath
 
 
 def small_vae(**changes):

@@ -6,8 +6,8 @@ from diffusers import VQModel
 from guide_models import images, jitter, small_movq
 
 from hybrid_tokenizer.checkpoints.files import load_strict, load_tensors
-from hybrid_tokenizer.checkpoints.movqgan import diffusers_vq_to_guide, movqgan_to_guide
-from hybrid_tokenizer.checkpoints.taming import taming_to_guide
+from hybrid_tokenizer.checkpoints.keys.movqgan import diffusers_vq_to_guide, movqgan_to_guide
+from hybrid_tokenizer.checkpoints.keys.taming import taming_to_guide
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 

@@ -5,10 +5,10 @@ import torch
 from einops import rearrange
 from guide_models import build, images, small_config
 
+from hybrid_tokenizer.dct import CosineScale, LinearPath, dct_basis
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import resize_area
-from hybrid_tokenizer.linear_path import CosineScale, LinearPath, dct_basis
 
 
 def test_the_basis_is_orthonormal_and_starts_with_the_mean():

@@ -16,7 +16,7 @@ from preference_files import (
 )
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from hybrid_tokenizer.checkpoints.open_clip import clip_from_open_clip, open_clip_sizes
+from hybrid_tokenizer.checkpoints.keys.open_clip import clip_from_open_clip, open_clip_sizes
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import from_uint8, normalize_clip, to_uint8
 from hybrid_tokenizer.metrics.preference import (
@@ -33,7 +33,7 @@ from hybrid_tokenizer.metrics.preference import (
     pad_square,
     standardize,
 )
-from hybrid_tokenizer.training.text import minilm_folder
+from hybrid_tokenizer.text import minilm_folder
 
 CAPTIONS = ["a dog", "Two cats, on a MAT.", "word " * 200]
 

@@ -5,7 +5,6 @@ import torch
 
 from hybrid_tokenizer.checkpoints.files import save_tensors, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.metrics.perceptual import EfficientNetDistance
 from hybrid_tokenizer.metrics.probe import (
     FEATURES,
     PROBE_FACTS,
@@ -15,6 +14,7 @@ from hybrid_tokenizer.metrics.probe import (
     load_probe,
     pooled_features,
 )
+from hybrid_tokenizer.perceptual import EfficientNetDistance
 
 
 class Letters(torch.nn.Module):

@@ -7,7 +7,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.evaluation import EvalImages, EvalReconConfig, default_metrics, evaluate
+from hybrid_tokenizer.evaluation.config import EvalReconConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import evaluate
+from hybrid_tokenizer.evaluation.summary import default_metrics
 from hybrid_tokenizer.metrics.weighted import inception, lpips, of_a_set, per_image
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -89,7 +92,7 @@ def test_rows_have_them(monkeypatch, tmp_path):
     monkeypatch.setattr("hybrid_tokenizer.metrics.weighted.inception", lambda file: Pooled())
     Dinov2Model(Dinov2Config(**SIZES)).save_pretrained(tmp_path)
     weights = {"dino_distance": str(tmp_path), "rfid": "file"}
-    from hybrid_tokenizer.baselines.controls import LosslessGuide
+    from hybrid_tokenizer.evaluation.controls import LosslessGuide
 
     images = EvalImages.from_samples(32, max_images=3, progress=False)
     metrics = [metric for metric in default_metrics("cpu", weights) if metric.name in ("psnr", "dino_distance")]

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_tokenizer.checkpoints import blip2
 from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.keys import blip2
 from hybrid_tokenizer.semantic import ContrastiveConfig, ContrastiveHeads, SemanticConfig
 from hybrid_tokenizer.semantic.modules import QFormer, VisionEncoder
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.blip2 import VISION_LAYERS, join_files, merge_qkv_bias
+from hybrid_tokenizer.checkpoints.keys.blip2 import VISION_LAYERS, join_files, merge_qkv_bias
 from hybrid_tokenizer.checkpoints.rename import count_layers, dropped_keys, rename_keys
-from hybrid_tokenizer.conversion import KINDS, convert
+from hybrid_tokenizer.commands.convert import KINDS, convert
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.parity.compare import read_fixture
 from hybrid_tokenizer.semantic import ContrastiveHeads, SemanticTokenizer
 from hybrid_tokenizer.semantic.conversion import HeadCounts, convert_blip2_lavis, convert_seed1, convert_seed2
+from hybrid_tokenizer.verification.parity.compare import read_fixture
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

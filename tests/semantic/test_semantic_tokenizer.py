@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrid_tokenizer.checkpoints.blip2 import merge_qkv_bias
+from hybrid_tokenizer.checkpoints.keys.blip2 import merge_qkv_bias
+from hybrid_tokenizer.checkpoints.keys.seed import reverse_layers, seed_table
 from hybrid_tokenizer.checkpoints.rename import rename_keys
-from hybrid_tokenizer.checkpoints.seed import reverse_layers, seed_table
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer

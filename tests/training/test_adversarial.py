@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.small_models import small_hybrid
 from safetensors.torch import load_file
-from small import small_hybrid
 from test_loop import rows_of, run
 from training_runs import final_weights
 

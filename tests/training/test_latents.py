@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from small import small_hybrid
+from helpers.small_models import small_hybrid
 from training_runs import picture
 
 from hybrid_tokenizer.data import CaptionedImage

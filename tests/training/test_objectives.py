@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import noise_images, small_hybrid
+from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import from_uint8, to_uint8
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
+from hybrid_tokenizer.text import MiniLMText
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
-from hybrid_tokenizer.training.text import MiniLMText
 from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
 from hybrid_tokenizer.training.weights import (

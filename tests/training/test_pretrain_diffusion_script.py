@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from small import noise_images, small_hybrid
+from helpers.small_models import noise_images, small_hybrid
 from training_runs import picture, said
 
 from hybrid_tokenizer.diffusion import DiffusionDecoder

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_models import small_hybrid
 from PIL import Image
 from safetensors.torch import load_file
-from small import small_hybrid
 from training_runs import SMALL_GUIDE, environment, final_weights, said
 
 from hybrid_tokenizer.guide import GuideTokenizer

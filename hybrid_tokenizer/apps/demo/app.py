@@ -1,0 +1,75 @@
+"""The demo's server: samples, encode, decode. It keeps nothing of what it is sent."""
+
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from hybrid_tokenizer.apps.demo.pictures import MOST_STEPS, Darkroom, Part
+from hybrid_tokenizer.apps.demo.uploads import MOST_BYTES, read_upload
+from hybrid_tokenizer.apps.web.guard import Access, Limits
+from hybrid_tokenizer.apps.web.pages import WebError, guarded_app
+from hybrid_tokenizer.apps.web.workbench import Workbench
+from hybrid_tokenizer.data.samples import sample_photographs
+from hybrid_tokenizer.images import fit_square
+
+PAGE = Path(__file__).parent / "page"
+LIMITS = Limits(body_bytes=MOST_BYTES + 65_536)  # what a form adds to the file
+MOST_WAITING = 8
+THUMBNAIL = 160
+
+
+class Decoding(BaseModel):
+    """What the page asks for; ranges are those of its sliders."""
+
+    model_config = ConfigDict(extra="forbid")
+    ids: list[StrictInt] = Field(min_length=1, max_length=20_000)
+    part: Part
+    strength: float = Field(ge=0, le=1)
+    steps: int = Field(ge=1, le=MOST_STEPS)
+    guidance: float = Field(ge=1, le=15)
+
+
+def demo_app(room: Darkroom, access: Access, limits: Limits = LIMITS, most_waiting: int = MOST_WAITING) -> FastAPI:
+    """One computation at a time; the page, the samples and refusals are answered meanwhile."""
+    app = guarded_app(PAGE, limits, access)
+    bench = Workbench(most_waiting)
+    samples = sample_photographs()
+    thumbnails = {}
+    for name, photograph in samples.items():
+        buffer = io.BytesIO()
+        fit_square(photograph, THUMBNAIL).save(buffer, "JPEG", quality=85)
+        thumbnails[name] = buffer.getvalue()
+
+    def sample(name: str) -> Any:
+        if name not in samples:
+            raise WebError(404, f"there is no sample {name[:40]!r}; use one of {', '.join(samples)}")
+        return samples[name]
+
+    @app.get("/api/tokenizer")
+    def facts() -> dict[str, Any]:
+        return room.facts() | {"samples": list(samples), "most_bytes": MOST_BYTES}
+
+    @app.get("/samples/{name}")
+    def thumbnail(name: str) -> Response:
+        sample(name)
+        return Response(thumbnails[name], media_type="image/jpeg", headers={"cache-control": "private, max-age=86400"})
+
+    @app.post("/api/encode/{name}")
+    def encode_sample(name: str) -> dict[str, Any]:
+        photograph = sample(name)
+        return bench.run(lambda: room.encode(photograph))
+
+    @app.post("/api/encode")
+    def encode(file: Annotated[bytes, File()]) -> dict[str, Any]:
+        # opened on the bench too: one picture in memory at a time, however many are sent
+        return bench.run(lambda: room.encode(read_upload(file)))
+
+    @app.post("/api/decode")
+    def decode(asked: Decoding) -> dict[str, Any]:
+        return bench.run(lambda: room.decode(asked.ids, asked.part, asked.strength, asked.steps, asked.guidance))
+
+    return app

@@ -1,0 +1,144 @@
+"""The pictures of a study: images drawn at random, reconstructed by each tokenizer, stored under opaque names."""
+
+import os
+import random
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from hybrid_tokenizer.apps.user_study.study import IMAGES_NAME, VOTES_NAME, Study, StudySet, picture_path, write_study
+from hybrid_tokenizer.apps.user_study.votes import Votes
+from hybrid_tokenizer.checkpoints.files import write_atomic
+from hybrid_tokenizer.data.folders import find_images, open_rgb
+from hybrid_tokenizer.data.samples import sample_photographs
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import reconstruct
+from hybrid_tokenizer.evaluation.pictures import write_png
+from hybrid_tokenizer.images import to_pil
+from hybrid_tokenizer.protocol import ImageTokenizer
+from hybrid_tokenizer.provenance import provenance
+
+CODES_NAME = "codes.txt"
+NUM_SETS = 25
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """`images` is a folder, None the built-in photographs. `participants` codes are made ahead; 0 lets anybody in."""
+
+    images: Path | None = None
+    num_sets: int = NUM_SETS
+    image_size: int = 256
+    seed: int = 0
+    participants: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_sets < 1 or self.participants < 0:
+            raise HybridTokenizerError(
+                f"{self.num_sets} sets and {self.participants} participants are no study; give at least 1 set, and "
+                "0 participants or more"
+            )
+
+
+def prepare_study(
+    folder: Path, tokenizers: Sequence[ImageTokenizer], options: StudyOptions, say: Callable[[str], None] = tqdm.write
+) -> Study:
+    """Everything that `serve` needs, in a new folder. Raises where the folder holds something, or under two tokenizers."""
+    if len(tokenizers) < 2:
+        raise HybridTokenizerError(f"{len(tokenizers)} tokenizer(s) can not be ranked; give two or more")
+    if folder.exists() and any(folder.iterdir()):
+        raise HybridTokenizerError(f"{folder} holds something already; give a new or empty folder")
+    images = draw_images(options, say)
+    if len(images) < options.num_sets:
+        say(f"there are {len(images)} usable images for {options.num_sets} sets; the study has {len(images)} sets")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # beside the folder and renamed, so that a study is whole or not there
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new = Path(scratch) / "study"
+        (new / IMAGES_NAME).mkdir(parents=True)
+        study = Study(
+            id=opaque_name(),
+            secret=secrets.token_hex(16),
+            link_token=secrets.token_urlsafe(16),
+            methods=tuple(tokenizer.name for tokenizer in tokenizers),
+            sets=tuple(write_pictures(new, images, tokenizers, options.seed)),
+            open_to_all=options.participants == 0,
+        )
+        votes = Votes(new / VOTES_NAME, study.id)
+        codes = [votes.join() for _ in range(options.participants)]
+        votes.close()
+        if codes:
+            write_atomic(new / CODES_NAME, "".join(f"{code}\n" for code in codes).encode())
+        write_study(new, study, study_provenance(options, images))
+        if folder.exists():
+            folder.rmdir()
+        os.rename(new, folder)
+    return study
+
+
+def draw_images(options: StudyOptions, say: Callable[[str], None]) -> EvalImages:
+    """`num_sets` usable images in random order, squares as every evaluation cuts them."""
+    generator = random.Random(options.seed)
+    if options.images is None:
+        photographs = sample_photographs()
+        names = generator.sample(sorted(photographs), len(photographs))
+        return EvalImages(
+            names, photographs.__getitem__, options.image_size, max_images=options.num_sets, say=say, progress=False
+        )
+    root = options.images
+    found = [path.relative_to(root).as_posix() for path in find_images(root)]
+    return EvalImages(
+        generator.sample(found, len(found)), lambda name: open_rgb(root / name), options.image_size,
+        root=root, max_images=options.num_sets, say=say, progress=False,
+    )  # fmt: skip
+
+
+def write_pictures(folder: Path, images: EvalImages, tokenizers: Sequence[ImageTokenizer], seed: int) -> list[StudySet]:
+    """All pictures as PNG of one size without metadata, one image after the other so that memory stays at one set."""
+    sets = []
+    with torch.no_grad(), tqdm(total=len(images) * len(tokenizers), desc="reconstructing", unit="image") as bar:
+        for batch in images.batches(1):
+            candidates = {}
+            for tokenizer in tokenizers:
+                output, _, _ = reconstruct(tokenizer, batch, torch.Generator().manual_seed(seed))
+                candidates[tokenizer.name] = write_picture(folder, output[0].cpu())
+                bar.update()
+            original = write_picture(folder, batch.references[0])
+            sets.append(StudySet(opaque_name(), images.names[batch.positions.start], original, candidates))
+    return sets
+
+
+def write_picture(folder: Path, image: Float[Tensor, "3 h w"]) -> str:
+    """Returns the name, which tells nothing. All files have one date, so that theirs do not tell the order of methods."""
+    name = opaque_name()
+    write_png(picture_path(folder, name), to_pil(image))
+    os.utime(picture_path(folder, name), (0, 0))
+    return name
+
+
+def opaque_name() -> str:
+    """64 random bits."""
+    return secrets.token_hex(8)
+
+
+def study_provenance(options: StudyOptions, images: EvalImages) -> dict[str, Any]:
+    """Where the pictures came from."""
+    return provenance() | {
+        "options": {
+            "images": None if options.images is None else str(options.images),
+            "num_sets": options.num_sets,
+            "image_size": options.image_size,
+            "seed": options.seed,
+        },
+        "skipped": images.skipped,
+        "pixels_sha256": images.pixels_hash,
+    }

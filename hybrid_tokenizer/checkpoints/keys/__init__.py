@@ -1,0 +1,1 @@
+"""Maps from foreign state-dict keys to ours, one file per publisher."""

@@ -1,0 +1,1 @@
+"""One file per command. `scripts/` and the console command enter here."""

@@ -1,1 +1,0 @@
-"""The sweep over ways of decoding, and the default that it recommends."""

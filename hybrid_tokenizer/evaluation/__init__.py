@@ -1,0 +1,1 @@
+"""Rows x images x measures: tables, studies and figures."""

@@ -1,0 +1,139 @@
+"""Reference images of an evaluation: square crops in a fixed order, read once, with the skipped files listed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from hybrid_tokenizer.data.folders import UnreadableImage, find_images, open_rgb
+from hybrid_tokenizer.data.samples import sample_photographs
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import fit_square, from_uint8
+
+CACHE_BYTES = 256 * 2**20
+
+
+class EvalBatch(NamedTuple):
+    """Positions in the set, references, and each one's next image (the material of controls)."""
+
+    positions: range
+    references: Float[Tensor, "b 3 r r"]
+    next_images: Float[Tensor, "b 3 r r"]
+
+
+class EvalImages:
+    """Square references in the given order, each the shorter side brought to `size` and the centre cut out.
+
+    All are read once when this is built; those that can not be used are announced by `say` as `skipped PATH: reason`
+    and kept in `skipped`. References stay in memory up to `CACHE_BYTES`; beyond that they are read again when needed.
+
+    Args:
+        names: what the results call the images, paths relative to `root` where there is one.
+        read: gives the RGB image of a name, or raises `UnreadableImage`.
+        max_images: take the first usable ones only.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read: Callable[[str], Image.Image],
+        size: int,
+        *,
+        root: Path = Path(),
+        max_images: int | None = None,
+        say: Callable[[str], None] = tqdm.write,
+        progress: bool = True,
+    ):
+        self.size = size
+        self.names: list[str] = []
+        self.skipped: list[dict[str, str]] = []
+        self._read, self._root = read, root
+        self._cache: dict[str, UInt8[Tensor, "3 r r"]] = {}
+        pixels = hashlib.sha256()
+        for name in tqdm(names, desc="reading images", unit="image", disable=not progress, leave=False):
+            if len(self.names) == max_images:
+                break
+            try:
+                levels = self._crop(name)
+            except UnreadableImage as error:
+                self.skipped.append({"path": str(error.path), "reason": error.reason})
+                say(f"skipped {error.path}: {error.reason}")
+                continue
+            self.names.append(name)
+            pixels.update(levels.numpy().tobytes())
+            if (len(self._cache) + 1) * levels.nbytes <= CACHE_BYTES:
+                self._cache[name] = levels
+        if not self.names:
+            raise HybridTokenizerError(
+                f"none of the {len(names)} image(s) under {self._root} can be used, each is listed above with its reason; "
+                "give a folder with readable images of sufficient size"
+            )
+        self.pixels_hash = pixels.hexdigest()
+        self.names_hash = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+
+    @classmethod
+    def open(cls, source: str | os.PathLike[str] | None, size: int, **options: Any) -> "EvalImages":
+        """A folder, one file, or for None the built-in photographs. Options as for the constructor."""
+        if source is None:
+            return cls.from_samples(size, **options)
+        return (cls.from_file if Path(source).is_file() else cls.from_folder)(source, size, **options)
+
+    @classmethod
+    def from_folder(cls, root: str | os.PathLike[str], size: int, **options: Any) -> "EvalImages":
+        """A folder of images, nested or flat; names are paths relative to it. Options as for the constructor."""
+        root = Path(root)
+        names = [path.relative_to(root).as_posix() for path in find_images(root)]
+        return cls(names, lambda name: open_rgb(root / name), size, root=root, **options)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], size: int, **options: Any) -> "EvalImages":
+        """One image file."""
+        path = Path(path)
+        return cls([path.name], lambda name: open_rgb(path), size, root=path.parent, **options)
+
+    @classmethod
+    def from_samples(cls, size: int, **options: Any) -> "EvalImages":
+        """The built-in photographs."""
+        photographs = sample_photographs()
+        return cls(list(photographs), photographs.__getitem__, size, **options)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "3 r r"]:
+        name = self.names[index]
+        return from_uint8(self._cache[name] if name in self._cache else self._crop(name))
+
+    def batches(self, batch_size: int) -> Iterator[EvalBatch]:
+        """All images in order. The next of the last image is the first; a single image's is a built-in photograph."""
+        for start in range(0, len(self), batch_size):
+            stop = min(start + batch_size, len(self))
+            images = [self[i] for i in range(start, stop)]
+            follower = self[stop % len(self)] if len(self) > 1 else self._stranger()
+            yield EvalBatch(range(start, stop), torch.stack(images), torch.stack([*images[1:], follower]))
+
+    def _stranger(self) -> Float[Tensor, "3 r r"]:
+        crops = (from_uint8(_levels(photograph, self.size)) for photograph in sample_photographs().values())
+        return next(crop for crop in crops if not torch.equal(crop, self[0]))
+
+    def _crop(self, name: str) -> UInt8[Tensor, "3 r r"]:
+        image = self._read(name)
+        if min(image.size) < self.size / 4:  # enlarged further, a score would measure the enlargement
+            reason = (
+                f"{image.width}x{image.height} pixels, the shorter side is under a quarter of image_size={self.size}"
+            )
+            raise UnreadableImage(self._root / name, reason)
+        return _levels(image, self.size)
+
+
+def _levels(image: Image.Image, size: int) -> UInt8[Tensor, "3 r r"]:
+    return rearrange(torch.from_numpy(np.array(fit_square(image, size))), "h w c -> c h w").contiguous()

@@ -1,0 +1,59 @@
+"""Images and one caption each, in the order of the set."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hybrid_tokenizer.data.coco import read_coco
+from hybrid_tokenizer.data.items import Item, folder_of, item_captions, item_path, list_items, open_item
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.config import PairData
+from hybrid_tokenizer.evaluation.images import EvalImages
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """`captions[i]` belongs to image i of `images`."""
+
+    images: EvalImages
+    captions: list[str]
+
+    @property
+    def captions_hash(self) -> str:
+        """sha256 of the captions that were picked."""
+        return hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
+
+
+def pick_caption(captions: Sequence[str], name: str, seed: int) -> str:
+    """One caption, by a hash of the seed and the image's name: the same whatever else the set holds."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return captions[int.from_bytes(digest[:8], "big") % len(captions)]
+
+
+def open_pairs(data: PairData, **options: Any) -> Pairs:
+    """The pairs of a configuration; options as for EvalImages. An image that can not be used is skipped with its caption."""
+    if data.root is None:
+        raise HybridTokenizerError(
+            "data.root has no value; give a folder with captions.jsonl, WebDataset shards, or COCO's images with data.annotations=FILE"
+        )
+    root = Path(data.root)
+    items: list[Item]
+    items = list(read_coco(data.annotations, root, data.split)) if data.annotations else list_items(root, captions=True)
+    folder = folder_of(root)
+    by_name = {item_path(item).relative_to(folder).as_posix(): item for item in items}
+    if len(by_name) < len(items):
+        raise HybridTokenizerError(
+            f"{data.annotations or root} lists {len(items) - len(by_name)} image(s) twice; give one row an image"
+        )
+    captions: dict[str, str] = {}
+
+    def read(name: str) -> Image.Image:
+        captions[name] = pick_caption(item_captions(by_name[name]), name, data.caption_seed)
+        return open_item(by_name[name])
+
+    images = EvalImages(list(by_name), read, data.image_size, root=folder, max_images=data.max_images, **options)
+    return Pairs(images, [captions[name] for name in images.names])

@@ -1,1 +1,0 @@
-"""Rate and distortion of guide tokenizers."""

@@ -1,0 +1,1 @@
+"""Checks of this package: parity with reference code, published file layouts, speed."""

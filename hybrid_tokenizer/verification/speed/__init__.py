@@ -1,0 +1,1 @@
+"""Timings of this package against what a user would write without it."""

@@ -1,0 +1,89 @@
+"""The demo page in a real browser: upload, budget, copy, paste, and the same picture again."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from helpers.browsers import DESKTOP, PHONE, browser, page_of, require_browser
+from helpers.servers import ROOT, RunningServer
+from helpers.small_models import small_hybrid
+from PIL import Image
+
+require_browser()
+pytestmark = pytest.mark.browser
+
+PARTS = ("guide", "semantic", "hybrid")
+
+
+async def pictures(page):
+    await page.get_by_text("Ready").wait_for()
+    return {part: await page.evaluate("id => document.getElementById(id).toDataURL()", part) for part in PARTS}
+
+
+async def change(page, slider, value):
+    """The page stops saying that it is ready at once, and its pictures follow."""
+    await page.locator(f"#{slider}").fill(str(value))
+    assert "Ready" not in await page.locator("#status").inner_text()
+
+
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_upload_budget_copy_paste(tmp_path, device):
+    small_hybrid(nested=True).save_pretrained(tmp_path / "model")
+    photo = tmp_path / "photo of somebody.png"
+    levels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(levels).resize((70, 50)).save(photo)
+    (tmp_path / "no picture.png").write_bytes(b"x" * 1000)
+
+    async def visit():
+        with RunningServer(ROOT / "scripts" / "demo.py", "--model", tmp_path / "model") as server:
+            async with browser() as started, page_of(started, **device) as page:
+                await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+                await page.goto(server.link)
+                await page.locator("#samples button").first.wait_for()
+                await page.locator("#steps").fill("2")
+                await page.locator("#file").set_input_files(photo)
+                whole = await pictures(page)
+                assert await page.locator("#count").inner_text() == "55 ids"
+
+                await change(page, "budget", 1)
+                short = await pictures(page)
+                assert await page.locator("#count").inner_text() == "35 ids"
+                assert short["semantic"] == whole["semantic"]
+                assert short["guide"] != whole["guide"] and short["hybrid"] != whole["hybrid"]
+                await change(page, "strength", 0.9)
+                assert (await pictures(page))["hybrid"] != short["hybrid"]
+                await change(page, "strength", 0.4)
+                await change(page, "budget", 3)
+                assert await pictures(page) == whole
+
+                await page.get_by_role("button", name="Copy ids").click()
+                await page.get_by_text("Copied 55 ids").wait_for()
+                copied = await page.evaluate("navigator.clipboard.readText()")
+                assert len(copied.split()) == 55
+
+                await page.reload()
+                await page.locator("#samples button").first.wait_for()
+                await page.locator("#steps").fill("2")
+                await page.locator("#ids").fill(copied)
+                await page.get_by_role("button", name="Decode these ids").click()
+                assert await pictures(page) == whole
+                assert "pasted" in await page.locator("#original-note").inner_text()
+                await page.locator("#ids").fill(copied.replace(" ", ", ", 5).replace(copied.split()[20], "999999"))
+                await page.get_by_role("button", name="Decode these ids").click()
+                await page.get_by_text("is not").wait_for()
+                await page.locator("#ids").fill("1 2 three")
+                await page.get_by_role("button", name="Decode these ids").click()
+                await page.get_by_text("is no id").wait_for()
+
+                await page.locator("#file").set_input_files(tmp_path / "no picture.png")
+                await page.get_by_text("no picture of a known kind").wait_for()
+                await page.locator("#samples button").nth(1).click()
+                assert len(set((await pictures(page)).values()) & set(whole.values())) == 0
+                assert await page.evaluate("document.documentElement.scrollWidth") <= device["viewport"]["width"]
+                said = "\n".join(page.log)
+                assert "somebody" not in said  # a file's name stays on its machine
+                assert not [text for text in page.complaints if "status of 4" not in text]
+                hosts = {line.split("/")[2].split(":")[0] for line in page.log if line.startswith("http")}
+                assert hosts == {"127.0.0.1"}
+
+    asyncio.run(visit())

@@ -1,0 +1,161 @@
+"""The demo's server over HTTP: a picture to ids and back, and uploads that want to do harm."""
+
+import base64
+import io
+import struct
+import threading
+import time
+import zlib
+
+import pytest
+from fastapi.testclient import TestClient
+from helpers.small_models import small_hybrid
+from PIL import Image
+
+from hybrid_tokenizer.apps.demo import app as demo
+from hybrid_tokenizer.apps.demo.pictures import Darkroom
+from hybrid_tokenizer.apps.demo.uploads import MOST_BYTES
+from hybrid_tokenizer.apps.web.guard import Access
+from hybrid_tokenizer.apps.web.limits import Rate
+
+FREE = demo.LIMITS._replace(calls=Rate(1e4, 10_000))
+OPTIONS = {"part": "hybrid", "strength": 0.4, "steps": 4, "guidance": 1.0}
+
+
+@pytest.fixture(scope="module")
+def room():
+    return Darkroom(small_hybrid(nested=True), text_vocab_size=1000)
+
+
+@pytest.fixture(scope="module")
+def client(room):
+    return TestClient(demo.demo_app(room, Access(), FREE), base_url="http://127.0.0.1")
+
+
+def png(width=50, height=40, color=(200, 30, 90)):
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def upload(client, data, name="picture"):
+    return client.post("/api/encode", files={"file": (name, data)})
+
+
+def picture(answer):
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(base64.b64decode(answer.json()["picture"])))
+
+
+def test_an_upload_becomes_ids_and_each_prefix_a_picture(client, room):
+    facts = client.get("/api/tokenizer").json()
+    assert facts["sequence_lengths"] == [35, 39, 55] and facts["first_id"] == 1000
+    encoded = upload(client, png()).json()
+    ids = encoded["ids"]
+    assert (ids[0], ids[-1], len(ids)) == (1000, 1001, 55)
+    made = {}
+    for length in facts["sequence_lengths"]:
+        prefix = [*ids[: length - 1], ids[-1]]
+        for part in ("guide", "semantic", "hybrid"):
+            answer = client.post("/api/decode", json={**OPTIONS, "ids": prefix, "part": part})
+            assert picture(answer).size == (32, 32)
+            made[length, part] = answer.json()["picture"]
+    assert len({made[length, "hybrid"] for length in facts["sequence_lengths"]}) == 3
+    assert len({made[length, "semantic"] for length in facts["sequence_lengths"]}) == 1
+    again = client.post("/api/decode", json={**OPTIONS, "ids": ids})
+    assert again.json()["picture"] == made[55, "hybrid"]
+
+
+def test_samples(client):
+    names = client.get("/api/tokenizer").json()["samples"]
+    assert "cat" in names
+    assert Image.open(io.BytesIO(client.get("/samples/cat").content)).size == (160, 160)
+    assert len(client.post("/api/encode/cat").json()["ids"]) == 55
+    assert client.post("/api/encode/..%2fcat").status_code == 404
+    assert client.get("/samples/none").status_code == 404
+
+
+def test_ids_that_are_none(client):
+    ids = upload(client, png()).json()["ids"]
+    for wrong, said in (
+        (ids[:-1], "expected 35 or 39 or 55"),
+        ([*ids[:-1], 5], "is not </img>"),
+        ([ids[0], 10**9, *ids[2:]], "position 1"),
+        ([ids[0], -(10**30), *ids[2:]], "no id"),
+    ):
+        answer = client.post("/api/decode", json={**OPTIONS, "ids": wrong})
+        assert answer.status_code == 400 and said in answer.json()["error"]
+    for options in ({"ids": []}, {"ids": [1] * 20_001}, {"ids": ["1"]}, {"steps": 101}, {"strength": 1.5},
+                    {"guidance": 1e9}, {"part": "all"}, {"more": 1}):  # fmt: skip
+        answer = client.post("/api/decode", json={**OPTIONS, "ids": ids} | options)
+        assert answer.status_code == 422 and "\n" not in answer.json()["error"]
+
+
+def bomb(width=60_000, height=60_000):
+    """A PNG whose header claims 3.6 gigapixels of zeroes in a few kilobytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "said"),
+    [
+        (bomb(), 413, "pixels"),
+        (bomb(9000, 9000), 413, "9000x9000 pixels"),
+        (bomb(4000, 4000), 415, "can not be read"),  # within the limit, and cut off
+        (b"x" * 1000, 415, "no picture of a known kind"),
+        (b"", 415, "no picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", 415, "no picture"),  # Pillow would call Ghostscript
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
+        (png()[:100], 415, "can not be read"),
+        (png(4, 4), 415, "at least 16"),
+        (b"x" * (MOST_BYTES + 1), 413, "limit"),
+        (b"x" * (MOST_BYTES + 100_000), 413, "limit"),
+    ],
+)
+def test_uploads_that_are_refused(client, data, status, said):
+    started = time.perf_counter()
+    answer = upload(client, data)
+    assert answer.status_code == status and said in answer.json()["error"]
+    assert "\n" not in answer.json()["error"] and time.perf_counter() - started < 2
+    assert client.get("/").status_code == 200
+
+
+def test_the_name_of_a_file_plays_no_part(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("../../etc/passwd", "/tmp/x.png", "a\x00b.png", "..\\..\\x", "x" * 500):
+        assert upload(client, png(), name).status_code == 200
+    assert upload(client, png(), "x" * 100_000).status_code == 400
+    assert list(tmp_path.iterdir()) == []
+    assert client.post("/api/encode", data={"file": "a string"}).status_code == 415
+    assert (
+        client.post("/api/encode", content=b"--x", headers={"content-type": "multipart/form-data"}).status_code == 400
+    )
+
+
+def test_the_page_answers_while_one_computes_and_a_full_queue_refuses(room):
+    busy, release = threading.Event(), threading.Event()
+
+    class SlowRoom(Darkroom):
+        def encode(self, image):
+            busy.set()
+            release.wait(20)
+            return super().encode(image)
+
+    client = TestClient(
+        demo.demo_app(SlowRoom(room.tokenizer), Access(), FREE, most_waiting=0), base_url="http://127.0.0.1"
+    )
+    first = []
+    thread = threading.Thread(target=lambda: first.append(client.post("/api/encode/cat").status_code))
+    thread.start()
+    assert busy.wait(20)
+    answer = client.post("/api/encode/cat")
+    assert answer.status_code == 503 and "busy" in answer.json()["error"]
+    assert client.get("/").status_code == client.get("/samples/cat").status_code == 200
+    release.set()
+    thread.join()
+    assert first == [200] and client.post("/api/encode/cat").status_code == 200

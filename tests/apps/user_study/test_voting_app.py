@@ -1,0 +1,188 @@
+"""The voting app over HTTP: blind, in an order of one's own, each vote once, and nothing for those who cheat."""
+
+import sqlite3
+import subprocess
+import sys
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from helpers.servers import ROOT, RunningServer
+from small_study import METHODS, write_small_study
+
+from hybrid_tokenizer.apps.user_study.app import LIMITS, voting_app
+from hybrid_tokenizer.apps.user_study.study import VOTES_NAME, read_study
+from hybrid_tokenizer.apps.user_study.votes import Vote, Votes, VoteStands
+from hybrid_tokenizer.apps.web.guard import Access
+from hybrid_tokenizer.apps.web.limits import Rate
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+FREE = LIMITS._replace(calls=Rate(1e4, 10_000), known=Rate(1e4, 10_000), requests=Rate(1e4, 10_000))
+
+
+class Table:
+    """A study being served in this process."""
+
+    def __init__(self, folder, limits=FREE, **options):
+        self.folder = folder
+        self.study = write_small_study(folder, **options)
+        self.votes = Votes(folder / VOTES_NAME, self.study.id)
+        app = voting_app(
+            folder, self.study, self.votes, Access(is_known=self.votes.is_known), limits, most_participants=40
+        )
+        self.client = TestClient(app, base_url="http://127.0.0.1")
+
+    def join(self):
+        return self.client.post("/api/join").json()["code"]
+
+    def sheet(self, code):
+        return self.client.get("/api/sheet", headers={"x-participant": code})
+
+    def vote(self, code, one, places, study=None):
+        ballot = {"study": study or self.study.id, "set": one["id"], "places": places}
+        return self.client.post("/api/vote", headers={"x-participant": code}, json=ballot)
+
+
+@pytest.fixture
+def table(tmp_path):
+    return Table(tmp_path / "study")
+
+
+def in_order(one):
+    return {name: place for place, name in enumerate(one["candidates"], 1)}
+
+
+def test_orders_are_random_by_participant_and_stay(table):
+    sheets = [table.sheet(table.join()).json()["sets"] for _ in range(30)]
+    assert len({tuple(one["id"] for one in sets) for sets in sheets}) > 3
+    first_positions = [one["candidates"][0] for sets in sheets for one in sets if one["id"] == "0000"]
+    assert len(set(first_positions)) == len(METHODS)  # every method is seen at the left by somebody
+    code = table.join()
+    assert table.sheet(code).json() == table.sheet(code).json()
+
+
+def test_nothing_that_leaves_the_server_names_a_method(table):
+    code = table.join()
+    sets = table.sheet(code).json()["sets"]
+    names = [name for one in sets for name in (one["original"], *one["candidates"])]
+    files = ["/", "/static/study.js", "/static/study.css", "/static/base.css", *(f"/images/{name}" for name in names)]
+    answers = [table.sheet(code), table.vote(code, sets[0], in_order(sets[0])), *map(table.client.get, files)]
+    for answer in answers:
+        assert answer.status_code == 200
+        said = (str(answer.url) + str(answer.headers) + answer.content.decode("latin-1")).lower()
+        assert not [method for method in METHODS if method in said]
+        assert "last-modified" not in answer.headers and "etag" not in answer.headers
+    assert len(set(names)) == len(names)
+    assert table.client.get("/images/0.jpg").status_code == 404
+    for path in ("/images/..%2fstudy.json", "/images/%2e%2e/study.json", "/study.json", "/images/"):
+        assert table.client.get(path).status_code == 404
+
+
+def test_a_vote_is_stored_once_and_stands(table):
+    code = table.join()
+    one, other, _ = table.sheet(code).json()["sets"]
+    places = in_order(one)
+    first, again = table.vote(code, one, places), table.vote(code, one, places)
+    assert (first.json()["new"], again.json()["new"]) == (True, False)
+    assert first.json()["votes"] == again.json()["votes"] == 1
+    changed = table.vote(code, one, dict.fromkeys(places, 1))
+    assert changed.status_code == 409 and "stands" in changed.json()["error"]
+    assert table.vote(code, other, dict.fromkeys(other["candidates"], 1)).json()["votes"] == 2  # ties are fine
+    saved = {one["id"]: one["places"] for one in table.sheet(code).json()["sets"]}
+    assert saved[one["id"]] == places and list(saved.values()).count(None) == 1
+    rows = sqlite3.connect(table.folder / VOTES_NAME).execute("SELECT count(*) FROM votes").fetchone()
+    assert rows == (2,)
+
+
+def test_what_is_no_vote_is_refused(table):
+    code = table.join()
+    one, other, _ = table.sheet(code).json()["sets"]
+    good = in_order(one)
+    names = list(good)
+    refused = [
+        (table.vote("forged", one, good), 403),
+        (table.vote("x" * 50, one, good), 422),
+        (table.vote("' OR 1=1 --", one, good), 403),
+        (table.vote(code, one, good, study="another"), 409),
+        (table.vote(code, {"id": "none"}, good), 404),
+        (table.vote(code, one, in_order(other)), 422),  # pictures of another set
+        (table.vote(code, one, dict(list(good.items())[:2])), 422),
+        (table.vote(code, one, {**good, names[0]: 4}), 422),
+        (table.vote(code, one, {**good, names[0]: 0}), 422),
+        (table.vote(code, one, dict.fromkeys(names, 2)), 422),  # nobody first
+        (table.vote(code, one, {**good, names[0]: True}), 422),
+        (table.vote(code, one, {**good, names[0]: 1.0}), 422),
+        (table.vote(code, one, {f"{i}": 1 for i in range(100)}), 422),
+        (table.client.post("/api/vote", headers={"x-participant": code}, content=b"{"), 422),
+        (table.client.post("/api/vote", headers={"x-participant": code}, content=b"x" * 20_000), 413),
+        (table.sheet("forged"), 403),
+        (table.sheet(""), 403),
+        (table.client.get("/api/vote"), 405),
+    ]
+    for answer, status in refused:
+        assert answer.status_code == status, answer.text
+        assert "\n" not in answer.json()["error"]
+    assert table.votes.all() == []
+    assert table.vote(code, one, good).status_code == 200
+
+
+def test_participants_are_limited(tmp_path):
+    table = Table(tmp_path / "open")
+    answers = [table.client.post("/api/join").status_code for _ in range(41)]
+    assert answers == [201] * 40 + [403]
+    closed = Table(tmp_path / "closed", open_to_all=False)
+    assert closed.client.post("/api/join").status_code == 403
+    code = closed.votes.join()  # as `prepare --participants` makes it
+    assert closed.sheet(code).status_code == 200
+
+
+def test_made_up_codes_do_not_starve_a_participant(tmp_path):
+    table = Table(tmp_path / "study", LIMITS._replace(calls=Rate(0.001, 5), known=Rate(0.001, 5)))
+    code = table.join()
+    flood = [table.sheet(f"forged{number}").status_code for number in range(50)]
+    assert flood.count(429) >= 45
+    one, *_ = table.sheet(code).json()["sets"]
+    assert table.vote(code, one, in_order(one)).json()["new"]
+    assert table.client.get("/").status_code == 200
+
+
+def test_votes_of_a_file_belong_to_one_study(tmp_path):
+    votes = Votes(tmp_path / "votes.sqlite", "one")
+    code = votes.join()
+    vote = Vote(code, "set", {"a": 1, "b": 2}, ["b", "a"])
+    assert votes.save(vote) and not votes.save(vote)
+    with pytest.raises(VoteStands):
+        votes.save(vote._replace(places={"a": 2, "b": 1}))
+    with pytest.raises(sqlite3.IntegrityError):
+        votes.save(vote._replace(code="forged"))
+    votes.close()
+    with pytest.raises(HybridTokenizerError, match="another study"):
+        Votes(tmp_path / "votes.sqlite", "two")
+    again = Votes(tmp_path / "votes.sqlite", "one")
+    assert again.all() == [vote] and again.is_known(code) and again.codes() == [code]
+
+
+def test_a_killed_server_lost_nothing_that_it_called_saved(tmp_path):
+    folder = tmp_path / "study"
+    write_small_study(folder, num_sets=20)
+    saved = {}
+    with RunningServer(ROOT / "scripts" / "user_study.py", "serve", folder) as server:
+        client = httpx2.Client(base_url=server.link)
+        code = client.post("/api/join").json()["code"]
+        headers = {"x-participant": code}
+        sheet = client.get("/api/sheet", headers=headers).json()
+        for number, one in enumerate(sheet["sets"]):
+            ballot = {"study": sheet["study"], "set": one["id"], "places": in_order(one)}
+            assert client.post("/api/vote", headers=headers, json=ballot).json()["new"]
+            saved[one["id"]] = in_order(one)
+            if number == 12:
+                server.kill()
+                break
+    votes = Votes(folder / VOTES_NAME, read_study(folder).id)
+    assert votes.of(code) == saved and len(saved) == 13
+
+
+def test_the_server_needs_no_torch():
+    code = "import sys, hybrid_tokenizer.apps.user_study.app, hybrid_tokenizer.apps.web.serving; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"

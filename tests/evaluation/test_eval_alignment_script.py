@@ -1,0 +1,150 @@
+"""scripts/eval_alignment.py as a user runs it: public layouts, resumption, mistakes."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from alignment_data import write_pairs, write_probe
+from helpers.small_models import small_hybrid
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.scores import find_file
+from hybrid_tokenizer.evaluation.store import FOLDER
+from hybrid_tokenizer.evaluation.studies import alignment as evaluate
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "metrics"))
+from preference_files import image_reward_state, save_clip, save_hps, small_blip, small_open_clip  # noqa: E402
+
+ROWS = ["identity", "semantic_only", "guide_only", "hybrid", "hybrid_wrong_semantics", "unrelated"]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("material")
+    write_pairs(folder / "pairs")
+    write_probe(folder / "probe")
+    small_hybrid().save_pretrained(folder / "small")
+    return folder
+
+
+@pytest.fixture
+def script(monkeypatch, capfd, material):
+    """`python scripts/eval_alignment.py ARGUMENTS` in this process: its error or None, and stdout."""
+
+    def run(*arguments):
+        path = str(ROOT / "scripts" / "eval_alignment.py")
+        common = [f"model_name={material / 'small'}", "data.image_size=32", f"+score_weights.probe_score={material / 'probe'}"]  # fmt: skip
+        common = [one for one in common if one.split("=")[0] not in {a.split("=")[0] for a in arguments}]
+        monkeypatch.setattr(sys, "argv", [path, *common, *map(str, arguments)])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        error = None
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as exit:
+            error = exit.code
+        return error, capfd.readouterr().out
+
+    return run
+
+
+def test_without_weights_the_probe_judges_and_the_others_are_named(script, material, tmp_path):
+    error, stdout = script(f"data.root={material / 'pairs'}", f"output_dir={tmp_path}")
+    assert error is None
+    report = json.loads((tmp_path / "alignment.json").read_text())
+    assert [row["method"] for row in report["rows"]] == ROWS
+    for row in report["rows"]:
+        assert set(row["scores"]) == {"probe_score"} and 0 <= row["win_rate"] <= 1 and row["n"] == 3
+    facts = report["provenance"]
+    assert set(facts["unavailable_scores"]) == {"pickscore", "image_reward", "hps_v2", "hps_v21", "clip_score"}
+    assert "unavailable_metrics" not in facts and facts["captions_sha256"] and facts["weights_sha256"]["probe_score"]
+    assert "pickscore is unavailable: no weights were given" in stdout
+    assert len((tmp_path / "per_image.jsonl").read_text().splitlines()) == 3 * len(ROWS)
+    assert all((tmp_path / f"alignment.{kind}").is_file() for kind in ("md", "tex", "csv", "png"))
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_every_score_from_its_published_layout(script, material, tmp_path):
+    torch.manual_seed(0)
+    torch.save(image_reward_state(*small_blip()), tmp_path / "ImageReward.pt")
+    save_hps(tmp_path / "HPS_v2_compressed.pt", small_open_clip())
+    save_hps(tmp_path / "v21.pt", small_open_clip())
+    save_clip(tmp_path / "clip")
+    weights = {
+        "pickscore": "clip", "clip_score": "clip", "hps_v2": "", "hps_v21": "v21.pt", "image_reward": "ImageReward.pt"
+    }  # fmt: skip
+    arguments = [f"+score_weights.{name}={tmp_path / file}" for name, file in weights.items()]
+    error, stdout = script(
+        f"data.root={material / 'pairs'}", f"output_dir={tmp_path / 'out'}", "tokenizers=[hybrid]", "dtype=bfloat16", *arguments
+    )  # fmt: skip
+    assert error is None and "PickScore share" in stdout and "unavailable" not in stdout
+    report = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    assert [row["method"] for row in report["rows"]] == ["identity", "hybrid"]
+    assert set(report["rows"][1]["scores"]) == {*weights, "probe_score"}
+    assert report["rows"][1]["win_rate_by"] == "pickscore" and report["provenance"]["unavailable_scores"] == {}
+    hashes = report["provenance"]["weights_sha256"]
+    assert hashes["hps_v2"] != hashes["hps_v21"] and hashes["pickscore"] == hashes["clip_score"]
+
+
+def without_times(report):
+    return [{key: value for key, value in row.items() if key != "seconds_per_image"} for row in report["rows"]]
+
+
+def test_a_run_that_was_cut_goes_on_and_ends_the_same(script, material, tmp_path, monkeypatch):
+    rows = ["identity", "guide_only", "hybrid"]
+    arguments = [f"data.root={material / 'pairs'}", "pictures=2", f"tokenizers=[{','.join(rows)}]"]
+    script(*arguments, f"output_dir={tmp_path / 'whole'}")
+    made, real = [], evaluate.score_row
+
+    def cut(tokenizer, *others, **options):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(tokenizer.name)
+        return real(tokenizer, *others, **options)
+
+    monkeypatch.setattr(evaluate, "score_row", cut)
+    again = [*arguments, f"output_dir={tmp_path / 'cut'}"]
+    with pytest.raises(KeyboardInterrupt):
+        script(*again)
+    assert made == rows[:2] and not (tmp_path / "cut" / "alignment.json").exists()
+    made.clear()
+    assert script(*again)[0] is None and made == rows[2:]
+    reports = [json.loads((tmp_path / name / "alignment.json").read_text()) for name in ("whole", "cut")]
+    for report in reports:
+        del report["provenance"]["config"]["output_dir"]
+    assert without_times(reports[0]) == without_times(reports[1])
+    assert (tmp_path / "whole" / "alignment.png").read_bytes() == (tmp_path / "cut" / "alignment.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data.root has no value"),
+        (["data.root={folder}"], "captions.jsonl does not exist"),
+        (["data.root={pairs}", "+score_weights.pickscore={folder}"], "can not be loaded"),
+        (["data.root={pairs}", "+score_weights.pick={folder}"], "use some of pickscore"),
+        (["data.root={pairs}", "share_among=[seed]"], "share_among names seed"),
+    ],
+)
+def test_mistakes_are_one_line(script, material, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    filled = [one.format(folder=tmp_path / "empty", pairs=material / "pairs") for one in arguments]
+    error, _ = script(*filled, f"output_dir={tmp_path / 'out'}")
+    assert error.startswith("error: ") and message in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_scores_are_found_or_refused(tmp_path):
+    for name in ("HPS_v2.1_compressed.pt", "other.pt"):
+        (tmp_path / name).touch()
+    assert find_file("hps_v21", str(tmp_path)).name == "HPS_v2.1_compressed.pt"
+    assert find_file("hps_v21", str(tmp_path / "other.pt")).name == "other.pt"
+    with pytest.raises(
+        HybridTokenizerError, match=r"has no ImageReward.pt; give the file of score_weights.image_reward"
+    ):
+        find_file("image_reward", str(tmp_path))
+    with pytest.raises(HybridTokenizerError, match=r"give HPS_v2_compressed.pt, its folder, a hub id, or hub"):
+        find_file("hps_v2", str(tmp_path / "none.pt"))

@@ -1,0 +1,94 @@
+import piq
+import pytest
+import torch
+
+from hybrid_tokenizer.data.samples import sample_photographs
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.images import fit_square, from_pil, to_uint8
+from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance, haarpsi, mdsi
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    images = [from_pil(fit_square(image, 96)) for image in list(sample_photographs().values())[:3]]
+    return torch.stack(images)[..., :80]
+
+
+@pytest.fixture(scope="module", params=["lite0", "lite1", "lite2"])
+def network(request):
+    return EfficientNetDistance(request.param)
+
+
+def noisy(images, amount):
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + amount * noise).clamp(-1, 1)
+
+
+def test_identity(network, photographs):
+    assert (efficientnet_distance(network, photographs, photographs) == 0).all()
+    torch.testing.assert_close(haarpsi(photographs, photographs), torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(mdsi(photographs, photographs), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_distance_grows_with_damage(network, photographs):
+    little, much = (efficientnet_distance(network, noisy(photographs, a), photographs) for a in (0.05, 0.3))
+    unrelated = efficientnet_distance(network, photographs.roll(1, 0), photographs)
+    assert (little < much).all() and (little < unrelated).all()
+    assert (haarpsi(noisy(photographs, 0.05), photographs) > haarpsi(noisy(photographs, 0.3), photographs)).all()
+    assert (mdsi(noisy(photographs, 0.05), photographs) < mdsi(noisy(photographs, 0.3), photographs)).all()
+
+
+def test_gradient_reaches_the_images_and_nothing_else(network, photographs):
+    images = noisy(photographs, 0.1).requires_grad_()
+    references = photographs.clone().requires_grad_()
+    network(images, references).sum().backward()
+    assert images.grad.abs().sum() > 0 and images.grad.isfinite().all()
+    assert references.grad is None
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_gradient_is_finite_at_equal_flat_images(network):
+    images = torch.zeros(1, 3, 64, 48, requires_grad=True)
+    network(images, torch.zeros(1, 3, 64, 48)).sum().backward()
+    assert images.grad.isfinite().all()
+
+
+def test_a_step_down_the_gradient_lowers_the_distance(network, photographs):
+    images = noisy(photographs, 0.2).requires_grad_()
+    before = network(images, photographs).sum()
+    before.backward()
+    step = images.detach() - 0.01 * images.grad / images.grad.abs().max()
+    assert network(step, photographs).sum() < before
+
+
+def test_stays_frozen_inside_a_training_module(network, photographs):
+    before = network(noisy(photographs, 0.1), photographs)
+    torch.nn.ModuleList([network]).train()
+    assert not any(module.training for module in network.modules())
+    torch.testing.assert_close(network(noisy(photographs, 0.1), photographs), before)
+
+
+def test_batch_size_does_not_matter(network, photographs):
+    images = noisy(photographs, 0.1)
+    for measure in (lambda x, y: efficientnet_distance(network, x, y), haarpsi, mdsi):
+        alone = torch.cat([measure(x[None], y[None]) for x, y in zip(images, photographs, strict=True)])
+        torch.testing.assert_close(measure(images, photographs), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_piq_gets_the_right_range(photographs):
+    images = noisy(photographs, 0.1)
+    x, y = to_uint8(images), to_uint8(photographs)
+    torch.testing.assert_close(
+        haarpsi(images, photographs), piq.haarpsi(x, y, data_range=255, reduction="none").double(), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(
+        mdsi(images, photographs), piq.mdsi(x, y, data_range=255, reduction="none").double(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_wrong_range_and_unknown_name_raise(network, photographs):
+    for measure in (lambda x, y: efficientnet_distance(network, x, y), haarpsi, mdsi):
+        with pytest.raises(HybridTokenizerError, match=r"expected \[-1, 1\]"):
+            measure(photographs, photographs * 255)
+    with pytest.raises(HybridTokenizerError, match="lite0, lite1, lite2"):
+        EfficientNetDistance("vgg16")
