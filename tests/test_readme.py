@@ -1,12 +1,10 @@
-"""README says what is true: its ten lines run, its table is the committed JSON's, its map is the tree's."""
+"""README's lines of code run; the floors of the house hold."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,17 +18,6 @@ def test_the_ten_lines_run(tmp_path, monkeypatch):
     assert names["tokens"].semantic_indices.shape == (1, 32)
     assert names["restored"].shape == (1, 3, 256, 256)
     assert (tmp_path / "cat.png").stat().st_size > 10_000
-
-
-def test_generated_parts_are_up_to_date():
-    command = [sys.executable, "tools/update_readme.py", "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))
-def test_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
 
 
 def test_floors_hold():

@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: the table of `tiny` from its JSON, and the map of the files from docstrings."""
+"""Write the generated parts of the pages: README's table of `tiny` from its JSON, the map of the files from docstrings."""
 
 import argparse
 import ast
@@ -9,6 +9,7 @@ from hybrid_tokenizer.evaluation.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 RESULTS = ROOT / "benchmarks" / "results" / "tiny" / "recon.json"
 COLUMNS = ("method", "psnr", "ssim", "effnet_lite2_distance", "haarpsi", "high_frequency_energy", "num_tokens", "bits")
 
@@ -34,9 +35,9 @@ def tiny_table() -> str:
 
 
 def file_map() -> str:
-    """One line a file: its path and the first sentence of its docstring."""
+    """One line per file: its path and the first line of its docstring."""
     lines = []
-    for folder in ("hybrid_tokenizer", "scripts"):
+    for folder in ("hybrid_tokenizer", "scripts", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             documentation = ast.get_docstring(ast.parse(path.read_text())) or ""
             if documentation:
@@ -44,19 +45,24 @@ def file_map() -> str:
     return "```\n" + "\n".join(lines) + "\n```"
 
 
+def pages() -> dict[Path, str]:
+    """Each page with its generated parts made anew."""
+    readme = README.read_text()
+    if RESULTS.exists():
+        readme = between(readme, "tiny", tiny_table())
+    return {README: readme, ARCHITECTURE: between(ARCHITECTURE.read_text(), "map", file_map())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when README.md is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a page is not up to date")
     arguments = parser.parse_args()
-    current = README.read_text()
-    text = between(current, "map", file_map())
-    if RESULTS.exists():
-        text = between(text, "tiny", tiny_table())
-    if arguments.check:
-        if text != current:
-            raise SystemExit("error: README.md is not up to date; run python tools/update_readme.py")
-        return
-    write_atomic(README, text.encode())
+    stale = {page: text for page, text in pages().items() if text != page.read_text()}
+    if arguments.check and stale:
+        names = ", ".join(page.relative_to(ROOT).as_posix() for page in stale)
+        raise SystemExit(f"error: {names} not up to date; run python tools/update_docs.py")
+    for page, text in stale.items():
+        write_atomic(page, text.encode())
 
 
 if __name__ == "__main__":
