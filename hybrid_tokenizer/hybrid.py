@@ -9,25 +9,30 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer import __version__
-from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
+from hybrid_tokenizer.checkpoints import hub
+from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_atomic, write_json
 from hybrid_tokenizer.devices import compile_in_place
-from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.diffusion import DecodeOverrides, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.search import GuideLosses
 from hybrid_tokenizer.images import check_range, full_resolution_chunk
 from hybrid_tokenizer.perceptual import EfficientNetDistance
-from hybrid_tokenizer.search import decoded_losses
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
 
+PERCEPTUAL_WEIGHT = 0.01
+"""In the search's loss, of the feature distance beside the squared error of the decoded image (docs/experiments.md)."""
 INDEX_NAME = "model_index.json"
+CARD_NAME = "README.md"
+HUB_PATTERNS = ("*.json", "*.safetensors", CARD_NAME)
 COMPONENTS: dict[str, type] = {"guide": GuideTokenizer, "semantic": SemanticTokenizer, "diffusion": DiffusionDecoder}
 PRESETS = Path(__file__).parent / "presets"
 SEED_RANGE = 2**62
@@ -58,6 +63,7 @@ class HybridTokenizer:
         if isinstance(search_steps, bool) or not isinstance(search_steps, int) or search_steps < 0:
             raise HybridTokenizerError(f"search_steps={search_steps!r} must be a whole number; 0 does not search")
         self.search_steps = search_steps
+        self.card: str | None = None
         self._slice_vae()
 
     @property
@@ -68,8 +74,7 @@ class HybridTokenizer:
     @property
     def deterministic(self) -> bool:
         """Whether `decode` with its default options draws no noise."""
-        defaults = self.diffusion.config.decode_defaults
-        return defaults.start == "ddim_inversion" and defaults.eta == 0
+        return self.diffusion.config.decode_defaults.deterministic
 
     @property
     def device(self) -> torch.device:
@@ -166,23 +171,24 @@ class HybridTokenizer:
         size: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
         *,
-        start: str | None = None,
-        strength: float | int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | int | None = None,
-        inversion_condition: str | None = None,
         progress: bool = False,
+        **options: Unpack[DecodeOverrides],
     ) -> Float[Tensor, "b 3 H W"]:
         """Tokens to images of `size` (default: the size they were encoded at; any multiples of 8).
 
-        Options left at None take the diffusion component's own values. Without a generator the noise is that of seed 0.
+        `options` override the decoder's defaults for this call (`diffusion.config.DecodeOptions` describes each). Without a
+        generator the noise is that of seed 0.
         """
         self.check_tokens(tokens)
         return self.decode_indices(
-            tokens.semantic_indices, tokens.guide_indices, tokens.image_size, size, generator, start=start,
-            strength=strength, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            inversion_condition=inversion_condition, progress=progress,
-        )  # fmt: skip
+            tokens.semantic_indices,
+            tokens.guide_indices,
+            tokens.image_size,
+            size,
+            generator,
+            progress=progress,
+            **options,
+        )
 
     @torch.no_grad()
     def decode_indices(
@@ -193,12 +199,8 @@ class HybridTokenizer:
         size: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
         *,
-        start: str | None = None,
-        strength: float | int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | int | None = None,
-        inversion_condition: str | None = None,
         progress: bool = False,
+        **options: Unpack[DecodeOverrides],
     ) -> Float[Tensor, "b 3 H W"]:
         """`decode` from either kind of index alone, for controls and ablations.
 
@@ -211,13 +213,9 @@ class HybridTokenizer:
             None if guide_indices is None else self.decode_guide(guide_indices, image_size),
             None if semantic_indices is None else self.semantic.decode(semantic_indices.to(self.device)),
             size or image_size,
-            start=start,
-            strength=strength,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            inversion_condition=inversion_condition,
             generator=generators,
             progress=progress,
+            **options,
         )
 
     @torch.no_grad()
@@ -237,19 +235,12 @@ class HybridTokenizer:
         *,
         size: tuple[int, int] | None = None,
         guide_scales: int | None = None,
-        start: str | None = None,
-        strength: float | int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | int | None = None,
-        inversion_condition: str | None = None,
         progress: bool = False,
+        **options: Unpack[DecodeOverrides],
     ) -> Float[Tensor, "b 3 H W"]:
         """`decode(encode(images))`."""
-        return self.decode(
-            self.encode(images, guide_scales=guide_scales), size, generator, start=start, strength=strength,
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            inversion_condition=inversion_condition, progress=progress,
-        )  # fmt: skip
+        tokens = self.encode(images, guide_scales=guide_scales)
+        return self.decode(tokens, size, generator, progress=progress, **options)
 
     def num_tokens(self, tokens: HybridTokens) -> Int[Tensor, "b"]:
         """32 semantic tokens and the guide's, an image."""
@@ -341,21 +332,25 @@ class HybridTokenizer:
         source: str | Path,
         revision: str | None = None,
         *,
+        subfolder: str | None = None,
+        token: str | None = None,
         guide: str | Path | None = None,
         semantic: str | Path | None = None,
         diffusion: str | Path | None = None,
         search_steps: int | None = None,
     ) -> "HybridTokenizer":
-        """From a preset's name, a folder that `save_pretrained` wrote, or a hub id `owner/name` (at `revision`).
+        """From a preset's name, a folder that `save_pretrained` wrote, or a hub id `owner/name`.
 
+        `subfolder` is where the tokenizer is inside the folder or the repository; `revision` (branch, tag or commit) and
+        `token` are for the hub. `card` is then the model card beside the tokenizer, with its licence, where there is one.
         `guide`, `semantic` and `diffusion` are folders of components to take instead of the stored ones, such as the
         `final/` folder of a training run; `search_steps` replaces the stored number.
         """
         given = {"guide": guide, "semantic": semantic, "diffusion": diffusion}
         folders = {part: Path(folder) for part, folder in given.items() if folder is not None}
-        name = str(source)
+        name, home = str(source), None
         if len(folders) < len(COMPONENTS):
-            home = _resolve(source, revision)
+            home = _resolve(source, subfolder, revision, token)
             index = read_json(home / INDEX_NAME)
             if not isinstance(index, dict) or index.get("_class_name") != cls.__name__:
                 raise HybridTokenizerError(
@@ -371,7 +366,10 @@ class HybridTokenizer:
                 f"{folders['semantic']} makes embeddings of width {made}, {folders['diffusion']} reads width {read}; "
                 "give components of one model"
             )
-        return cls(**parts, name=name, search_steps=search_steps or 0)
+        tokenizer = cls(**parts, name=name, search_steps=search_steps or 0)
+        if home is not None and (home / CARD_NAME).is_file():
+            tokenizer.card = (home / CARD_NAME).read_text(encoding="utf-8")
+        return tokenizer
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_size: int | str = "10GB"
@@ -412,22 +410,32 @@ class HybridTokenizer:
                 raise
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> None:
-        """Upload what `save_pretrained` writes to `owner/name` on the hub, creating the repository if need be."""
-        import httpx
-        from huggingface_hub import HfApi
+        """Upload what `save_pretrained` writes to `owner/name` on the hub, creating the repository if need be.
 
+        The model card that the tokenizer was loaded with goes along as README.md: it states the licence of the weights.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "tokenizer"
             self.save_pretrained(folder)
-            try:
-                api = HfApi(token=token)
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                api.upload_folder(repo_id=repo_id, folder_path=folder)
-            except (OSError, ValueError, httpx.HTTPError) as error:
-                raise HybridTokenizerError(
-                    f"can not upload to {repo_id!r} ({_first_line(error)}); check the id and your token, or use "
-                    "save_pretrained"
-                ) from None
+            if self.card is not None:
+                write_atomic(folder / CARD_NAME, self.card.encode())
+            hub.upload(repo_id, folder, private=private, token=token)
+
+
+def decoded_losses(
+    diffusion: DiffusionDecoder,
+    distance: EfficientNetDistance,
+    images: Float[Tensor, "b 3 h w"],
+    generation_embeds: Float[Tensor, "b n d"] | None,
+) -> GuideLosses:
+    """The loss of the encoder's search: how far what `diffusion` decodes, with its default options, is from `images`."""
+    size = (images.shape[-2], images.shape[-1])
+
+    def losses_of(guide_images: Float[Tensor, "b 3 gh gw"]) -> Float[Tensor, "b"]:
+        decoded = diffusion.decode(guide_images.clamp(-1, 1), generation_embeds, size, differentiable=True)
+        return (decoded - images).square().mean((1, 2, 3)) + PERCEPTUAL_WEIGHT * distance(decoded, images)
+
+    return losses_of
 
 
 def image_generators(
@@ -454,41 +462,22 @@ def preset_names() -> list[str]:
     return sorted(path.parent.name for path in PRESETS.glob(f"*/{INDEX_NAME}"))
 
 
-def _resolve(source: str | Path, revision: str | None) -> Path:
+def _resolve(source: str | Path, subfolder: str | None, revision: str | None, token: str | None) -> Path:
     """The local folder behind a preset's name, a path or a hub id."""
     text = str(source)
-    if (Path(text).is_dir() or text in preset_names()) and revision is not None:
-        raise HybridTokenizerError(f"revision={revision!r} is for hub ids, {text!r} is local; leave revision out")
     if text in preset_names():
-        return PRESETS / text
-    if Path(text).is_dir():
-        return Path(text)
-    if text == "sd15":
+        source = PRESETS / text
+    elif text == "sd15" and not Path(text).is_dir():
         raise HybridTokenizerError(
             "the weights of 'sd15' are not embedded; put a folder together from a trained guide (scripts/train_guide.py "
             "model=sd15), a SEED v1 conversion (scripts/convert_checkpoint.py seed1 ...) and a Stable Diffusion 1.5 folder, "
             "and give model_name=any components.guide=DIR components.semantic=DIR components.diffusion=DIR"
         )
-    owner, _, name = text.partition("/")
-    if not owner or not name or "/" in name or owner.startswith((".", "~")):
+    elif not Path(source).is_dir() and not hub.is_hub_id(source):
         raise HybridTokenizerError(
             f"{text!r} is no preset, folder or hub id; presets: {', '.join(preset_names()) or 'none installed'}"
         )
-    import httpx
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise HybridTokenizerError(
-            f"{text!r} is no local folder and can not be fetched from the hub ({_first_line(error)}); check the id and "
-            f"the network, or use a preset: {', '.join(preset_names()) or 'none installed'}"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return hub.folder(source, subfolder=subfolder, revision=revision, token=token, patterns=HUB_PATTERNS)
 
 
 def _around(side: int, factor: int) -> tuple[int, int]:

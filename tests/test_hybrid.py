@@ -9,10 +9,9 @@ from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.diffusion.scheduler import Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.hybrid import HybridTokenizer, image_generators
+from hybrid_tokenizer.hybrid import HybridTokenizer, decoded_losses, image_generators
 from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.protocol import ImageTokenizer
-from hybrid_tokenizer.search import decoded_losses
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens
 
@@ -382,7 +381,9 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot reach the hub.\nPlease check your connection.")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(HybridTokenizerError, match=r"'someone/tokenizer'.*Cannot reach the hub\)") as caught:
+    with pytest.raises(
+        HybridTokenizerError, match=r"^someone/tokenizer is no folder.*Cannot reach the hub\)"
+    ) as caught:
         HybridTokenizer.from_pretrained("someone/tokenizer")
     assert "\n" not in str(caught.value)
 
@@ -393,16 +394,20 @@ def test_hub_id_is_downloaded_at_its_revision(hybrid, tmp_path, monkeypatch):
     hybrid.save_pretrained(tmp_path / "snapshot")
     asked = []
 
-    def download(repo_id, *, revision, allow_patterns):
-        asked.append((repo_id, revision))
-        return str(tmp_path / "snapshot")
+    def download(repo_id, *, revision, token, allow_patterns):
+        asked.append((repo_id, revision, token, allow_patterns[0]))
+        return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert HybridTokenizer.from_pretrained("someone/tokenizer", revision="v2").hash == hybrid.hash
-    assert asked == [("someone/tokenizer", "v2")]
+    options = {"revision": "v2", "token": "secret"}
+    loaded = HybridTokenizer.from_pretrained("someone/tokenizers", subfolder="snapshot", **options)
+    assert loaded.hash == hybrid.hash and loaded.card is None
+    assert asked == [("someone/tokenizers", "v2", "secret", "snapshot/*.json")]
+    with pytest.raises(HybridTokenizerError, match="someone/tokenizers has no folder 'elsewhere'; check subfolder"):
+        HybridTokenizer.from_pretrained("someone/tokenizers", subfolder="elsewhere", **options)
 
 
-def test_push_to_hub_uploads_what_save_pretrained_writes(hybrid, monkeypatch):
+def test_push_to_hub_uploads_what_save_pretrained_writes(hybrid, tmp_path, monkeypatch):
     import huggingface_hub
 
     uploads = []
@@ -416,12 +421,18 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(hybrid, monkeypatch):
                 raise huggingface_hub.errors.HFValidationError("Repo id must\nbe well-formed")
 
         def upload_folder(self, *, repo_id, folder_path):
-            uploads.append((repo_id, sorted(os.listdir(folder_path))))
+            card = folder_path / "README.md"
+            uploads.append((repo_id, sorted(os.listdir(folder_path)), card.read_text() if card.is_file() else None))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     hybrid.push_to_hub("someone/tokenizer")
-    assert uploads == [("someone/tokenizer", ["diffusion", "guide", "model_index.json", "semantic"])]
-    with pytest.raises(HybridTokenizerError, match="can not upload to 'bad id'") as caught:
+    parts = ["diffusion", "guide", "model_index.json", "semantic"]
+    assert uploads.pop() == ("someone/tokenizer", parts, None)
+    hybrid.save_pretrained(tmp_path / "with card")
+    (tmp_path / "with card" / "README.md").write_text("Research only.")
+    HybridTokenizer.from_pretrained(tmp_path / "with card").push_to_hub("someone/tokenizer")
+    assert uploads.pop() == ("someone/tokenizer", ["README.md", *parts], "Research only.")
+    with pytest.raises(HybridTokenizerError, match="^cannot upload to 'bad id': 'bad id' is no hub id") as caught:
         hybrid.push_to_hub("bad id")
     assert "\n" not in str(caught.value)
 

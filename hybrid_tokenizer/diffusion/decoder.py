@@ -2,7 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Unpack
 
 import torch
 from einops import rearrange
@@ -10,11 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_tensors, read_json, save_tensors, write_json
 from hybrid_tokenizer.devices import compile_in_place
 from hybrid_tokenizer.diffusion.attention import remembered_conditions
-from hybrid_tokenizer.diffusion.config import DecodeOptions, DiffusionConfig
+from hybrid_tokenizer.diffusion.config import DecodeOptions, DecodeOverrides, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import (
+    NoisePredictor,
     Step,
     ddim_denoise,
     ddim_invert,
@@ -25,9 +30,9 @@ from hybrid_tokenizer.diffusion.ddim import (
 )
 from hybrid_tokenizer.diffusion.few_step import fuse_lora, lcm_denoise, lcm_sampler
 from hybrid_tokenizer.diffusion.pretrained import (
+    HUB_PATTERNS,
     NULL_CONDITION_NAME,
     load_model,
-    local_folder,
     model_class,
     null_condition_of_text_encoder,
     plain_config,
@@ -131,7 +136,7 @@ class DiffusionDecoder(nn.Module):
         vae_hook.hook.prev_module_hook = unet_hook
 
     def compile_unet(self, mode: str = "default", backend: str = "inductor") -> None:
-        """`compilation.compile_in_place` for the U-Net; `mode="max-autotune"` adds CUDA graphs."""
+        """`devices.compile_in_place` for the U-Net; `mode="max-autotune"` adds CUDA graphs."""
         compile_in_place(self.unet, mode, backend, fullgraph=True)
 
     def encode_latents(
@@ -165,114 +170,122 @@ class DiffusionDecoder(nn.Module):
         generation_embeds: Float[Tensor, "b n d"] | None,
         size: tuple[int, int],
         *,
-        start: str | None = None,
-        strength: float | int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | int | None = None,
-        eta: float | int | None = None,
-        inversion_condition: str | None = None,
-        num_fixed_point_iterations: int | None = None,
-        sampler: str | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         decode_chunk_size: int | None = None,
         progress: bool = False,
         differentiable: bool = False,
+        **options: Unpack[DecodeOverrides],
     ) -> Float[Tensor, "b 3 H W"]:
         """Images of `size` = (height, width), clamped to [-1, 1], in fp32.
 
         guide_images: any size, in [-1, 1]; resized (bicubic) to `size`. None starts from pure noise and takes all steps,
-            whatever `start` and `strength` say.
+            whatever `start` and `strength` are.
         generation_embeds: None stands for the null condition.
-        generator: one for the batch, or one an image; with one an image, results do not depend on the batch.
-        decode_chunk_size: at most so many images at once go through U-Net and VAE; bounds memory, not the result.
-        differentiable: the result has a gradient; every step's activations stay in memory for it.
+        generator: one for the batch, or one per image. With one per image, results do not depend on the batch.
+        decode_chunk_size: at most this many images go through U-Net and VAE at once. Bounds memory, not the result.
+        differentiable: the result has a gradient; the activations of every step stay in memory for it.
+        options: override `config.decode_defaults` for this call.
 
-        Options left at None take `config.decode_defaults`. Raises HybridTokenizerError on values outside their range, a
-        size that is no multiple of the VAE's factor, and embeddings of another width than the U-Net reads.
+        Raises HybridTokenizerError on an unknown option or a value outside its range, a size that is not a multiple of the
+        VAE's factor, and embeddings of another width than the U-Net reads.
         """
-        options = self._options(
-            start=start,
-            strength=None if strength is None else float(strength),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=None if guidance_scale is None else float(guidance_scale),
-            eta=None if eta is None else float(eta),
-            inversion_condition=inversion_condition,
-            num_fixed_point_iterations=num_fixed_point_iterations,
-            sampler=sampler,
-        )
+        chosen = self.config.decode_defaults.override(**options)
         batch_size = self._check_inputs(guide_images, generation_embeds, size, generator, decode_chunk_size)
-        steps = self.schedule.steps(options.num_inference_steps)
-        if guide_images is not None:
-            steps = steps[: num_partial_steps(options.num_inference_steps, options.strength)]
-        lcm = None
-        if options.sampler == "lcm" and options.strength > 0:
-            strength = 1.0 if guide_images is None else options.strength
-            lcm, steps = lcm_sampler(self.schedule, options.num_inference_steps, strength, self.device)
-
-        dtype = next(self.unet.parameters()).dtype
-        null = self.null_condition.to(dtype).expand(batch_size, -1, -1)
-        condition = null if generation_embeds is None else generation_embeds.to(self.device, dtype)
-        height, width = (side // self.config.vae_factor for side in size)
-        noise_shape = (batch_size, self.config.latent_channels, height, width)
-
-        inverts = guide_images is not None and options.start == "ddim_inversion"
-        inverts_guide = inverts and options.inversion_condition == "guide"
-        if inverts_guide and self.config.guide_residual is None:
-            raise HybridTokenizerError(
-                "inversion_condition is 'guide', expected 'generation' or 'null': this U-Net has no linear estimate of its guide"
-            )
-        calls_per_inversion_step = 1 + options.num_fixed_point_iterations
-        total = len(steps) * (1 + (calls_per_inversion_step if inverts and not inverts_guide else 0))
+        plan = self._plan(chosen, guide_images is not None, batch_size, size, generator, decode_chunk_size)
+        condition, null = self._conditions(generation_embeds, batch_size)
         with (
             torch.set_grad_enabled(differentiable),
-            tqdm(total=total, disable=not progress, desc="decode", unit="step") as bar,
+            tqdm(total=plan.num_unet_calls, disable=not progress, desc="decode", unit="step") as bar,
             remembered_conditions(self.unet),
         ):
-            if guide_images is None:
-                latents = _draw_noise(noise_shape, generator, self.device)
-            else:
-                guide = resize_bicubic(guide_images.to(self.device), size).clamp(-1, 1)
-                latents = self.encode_latents(guide, decode_chunk_size)
             guide_latents = None
-            if self.config.guide_conditioning:
-                guide_latents = torch.zeros_like(latents) if guide_images is None else latents
-            if inverts_guide:
-                latents = latents * (steps[-1].noisier.signal if steps else 1.0)
-            elif inverts:
-                embeds = condition if options.inversion_condition == "generation" else null
-                predictor = self._noise_predictor(embeds, None, 1.0, guide_latents, steps, decode_chunk_size, bar)
-                latents = ddim_invert(latents, steps, predictor, options.num_fixed_point_iterations)
-            elif guide_images is not None and steps:
-                alphas = torch.full((batch_size,), steps[-1].noisier.alpha, device=self.device)
-                latents = q_sample(latents, _draw_noise(noise_shape, generator, self.device), alphas)
+            if guide_images is not None:
+                guide = resize_bicubic(guide_images.to(self.device), size).clamp(-1, 1)
+                guide_latents = self.encode_latents(guide, decode_chunk_size)
+            predictor = partial(self._noise_predictor, plan, self._unet_guide(guide_latents, plan), bar)
 
-            # without embeddings both halves of guidance would be the same call
-            uncond = None if generation_embeds is None or options.guidance_scale == 1 else null
-            predictor = self._noise_predictor(
-                condition, uncond, options.guidance_scale, guide_latents, steps, decode_chunk_size, bar
-            )
-            fresh_noise = None
-            if options.eta > 0:  # drawn ahead: a generator on the CPU would make every step wait for a copy
-                fresh_noise = iter([_draw_noise(noise_shape, generator, self.device) for _ in steps])
-            if lcm is None:
-                latents = ddim_denoise(latents, reversed(steps), predictor, options.eta, fresh_noise)
-            else:
-                latents = lcm_denoise(lcm, latents, reversed(steps), predictor, generator)
+            embeds = condition if chosen.inversion_condition == "generation" else null
+            latents = self._start(plan, guide_latents, partial(predictor, embeds))
+            # Without embeddings both halves of guidance would be the same call.
+            guided = generation_embeds is not None and chosen.guidance_scale != 1
+            latents = self._denoise(plan, latents, predictor(condition, null if guided else None))
             return self.decode_latents(latents, decode_chunk_size).clamp(-1, 1)
+
+    def _plan(
+        self,
+        options: DecodeOptions,
+        has_guide: bool,
+        batch_size: int,
+        size: tuple[int, int],
+        generator: Generators,
+        chunk_size: int | None,
+    ) -> "_Plan":
+        """Start, steps and sampler of one decode. Raises where this U-Net cannot start as asked."""
+        start, strength = (options.start, options.strength) if has_guide else ("noise", 1.0)
+        if start == "linear_estimate" and self.config.guide_residual is None:
+            raise HybridTokenizerError(
+                "start is 'linear_estimate', but this U-Net has no linear estimate of its guide (guide_residual is null); "
+                "use start='ddim_inversion' or 'add_noise'"
+            )
+        lcm = None
+        if options.sampler == "lcm" and strength > 0:
+            lcm, steps = lcm_sampler(self.schedule, options.num_inference_steps, strength, self.device)
+        else:
+            steps = self.schedule.steps(options.num_inference_steps)
+            steps = steps[: num_partial_steps(options.num_inference_steps, strength)]
+        height, width = (side // self.config.vae_factor for side in size)
+        shape = (batch_size, self.config.latent_channels, height, width)
+        return _Plan(options, start, steps, lcm, shape, generator, self.device, chunk_size)
+
+    def _conditions(self, generation_embeds: Tensor | None, batch_size: int) -> tuple[Tensor, Tensor]:
+        """The condition of each image, and the null condition, as the U-Net reads them."""
+        dtype = next(self.unet.parameters()).dtype
+        null = self.null_condition.to(dtype).expand(batch_size, -1, -1)
+        return (null if generation_embeds is None else generation_embeds.to(self.device, dtype)), null
+
+    def _unet_guide(self, guide_latents: Tensor | None, plan: "_Plan") -> Tensor | None:
+        """The guide's latents for a U-Net that reads them: zeros where there is no guide."""
+        if not self.config.guide_conditioning:
+            return None
+        return torch.zeros(plan.shape, device=self.device) if guide_latents is None else guide_latents
+
+    def _start(
+        self, plan: "_Plan", guide_latents: Tensor | None, inversion_predictor: Callable[[], NoisePredictor]
+    ) -> Tensor:
+        """Latents at the noisiest level of the plan."""
+        if guide_latents is None:
+            return plan.draw_noise()
+        if not plan.steps:
+            return guide_latents
+        noisiest = plan.steps[-1].noisier
+        if plan.start == "linear_estimate":
+            return guide_latents * noisiest.signal
+        if plan.start == "add_noise":
+            alphas = torch.full((len(guide_latents),), noisiest.alpha, device=self.device)
+            return q_sample(guide_latents, plan.draw_noise(), alphas)
+        return ddim_invert(guide_latents, plan.steps, inversion_predictor(), plan.options.num_fixed_point_iterations)
+
+    def _denoise(self, plan: "_Plan", latents: Tensor, predictor: NoisePredictor) -> Tensor:
+        """Clean latents from those of `_start`."""
+        steps = reversed(plan.steps)
+        if plan.lcm is not None:
+            return lcm_denoise(plan.lcm, latents, steps, predictor, plan.generator)
+        fresh_noise = None
+        if plan.options.eta > 0:  # drawn ahead: a generator on the CPU would make every step wait for a copy
+            fresh_noise = iter([plan.draw_noise() for _ in plan.steps])
+        return ddim_denoise(latents, steps, predictor, plan.options.eta, fresh_noise)
 
     def _noise_predictor(
         self,
-        condition: Tensor,
-        uncond: Tensor | None,
-        guidance_scale: float,
+        plan: "_Plan",
         guide_latents: Tensor | None,
-        steps: tuple[Step, ...],
-        chunk_size: int | None,
         bar: tqdm,
-    ) -> Callable[[Tensor, Step], Tensor]:
-        """(latents, step) -> noise. Everything constant over the steps is made here, once."""
-        timesteps = torch.tensor([step.timestep for step in steps], device=self.device).unbind()
-        size = chunk_size or len(condition)
+        condition: Tensor,
+        uncond: Tensor | None = None,
+    ) -> NoisePredictor:
+        """(latents, step) -> noise, with guidance where `uncond` is given. What is constant over the steps is made once."""
+        timesteps = torch.tensor([step.timestep for step in plan.steps], device=self.device).unbind()
+        size = plan.chunk_size or len(condition)
         chunks = [slice(first, first + size) for first in range(0, len(condition), size)]
         embeds = [condition[i] if uncond is None else batch_conditions(uncond[i], condition[i]) for i in chunks]
 
@@ -286,7 +299,7 @@ class DiffusionDecoder(nn.Module):
                 inputs.to(embeds.dtype), timesteps[step.index], encoder_hidden_states=embeds, return_dict=False
             )[0]
             output = output.to(torch.float32, copy=True)  # a CUDA graph's next replay overwrites its output
-            return output if uncond is None else combine(output, guidance_scale)
+            return output if uncond is None else combine(output, plan.options.guidance_scale)
 
         def predict(latents: Tensor, step: Step) -> Tensor:
             outputs = [call_unet(latents, *chunk, step) for chunk in zip(chunks, embeds, strict=True)]
@@ -298,10 +311,6 @@ class DiffusionDecoder(nn.Module):
             return predict_noise(output, latents, step.noisier, self.config.prediction_type)
 
         return predict
-
-    def _options(self, **given: str | float | int | None) -> DecodeOptions:
-        chosen = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(self.config.decode_defaults, **chosen)
 
     def _check_inputs(
         self,
@@ -340,7 +349,7 @@ class DiffusionDecoder(nn.Module):
         (batch_size,) = batch_sizes
         if isinstance(generator, list) and len(generator) != batch_size:
             raise HybridTokenizerError(
-                f"there are {len(generator)} generators for {batch_size} images, expected one an image or a single one"
+                f"there are {len(generator)} generators for {batch_size} images, expected one per image or a single one"
             )
         if decode_chunk_size is not None and decode_chunk_size < 1:
             raise HybridTokenizerError(
@@ -374,19 +383,25 @@ class DiffusionDecoder(nn.Module):
         cls,
         folder: str | Path,
         *,
+        subfolder: str | None = None,
         revision: str | None = None,
+        token: str | None = None,
         prediction_type: str | None = None,
         decode_defaults: DecodeOptions | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "DiffusionDecoder":
         """A folder of `save_pretrained`, or a Stable Diffusion 1.x or 2.x folder or hub id in diffusers' form.
 
+        subfolder: inside the folder or the repository. revision, token: for the hub.
         prediction_type: what the caller believes; raises where the folder says otherwise. Usually left out.
         decode_defaults: replaces the stored ones.
         dtype: of U-Net and VAE; latents stay in fp32.
         Of a plain Stable Diffusion folder the null condition is computed from its text encoder and the empty prompt.
         """
-        folder = local_folder(folder, revision)
+        folder = hub.folder(
+            folder, expected="a folder in diffusers' form", subfolder=subfolder, revision=revision, token=token,
+            patterns=HUB_PATTERNS,
+        )  # fmt: skip
         declared = read_prediction_type(folder / "scheduler")
         unet = load_model(folder / "unet", "UNet2DConditionModel", dtype)
         stored = folder / CONFIG_NAME
@@ -412,6 +427,34 @@ class DiffusionDecoder(nn.Module):
         decoder = cls(config, unet, vae)
         decoder.set_null_condition(null_condition)
         return decoder.eval()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is decided about one decode before its first U-Net call."""
+
+    options: DecodeOptions
+    start: str
+    """`options.start`, or "noise" where there is no guide."""
+    steps: tuple[Step, ...]
+    """The steps to take, cleanest first."""
+    lcm: Any | None
+    """diffusers' LCMScheduler, for that sampler."""
+    shape: tuple[int, ...]
+    """Of the latents."""
+    generator: Generators
+    device: torch.device
+    chunk_size: int | None
+
+    @property
+    def num_unet_calls(self) -> int:
+        """Calls per chunk."""
+        inversion = 1 + self.options.num_fixed_point_iterations if self.start == "ddim_inversion" else 0
+        return len(self.steps) * (1 + inversion)
+
+    def draw_noise(self) -> Tensor:
+        """Standard normal latents, in fp32."""
+        return _draw_noise(self.shape, self.generator, self.device)
 
 
 def _draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:

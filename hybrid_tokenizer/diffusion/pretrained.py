@@ -15,34 +15,13 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, read_json, shorten, write_json
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
 NULL_CONDITION_NAME = "null_condition.safetensors"
 HUB_PATTERNS = [
     "*.json", "null_condition.safetensors", "unet/*.json", "unet/*.safetensors", "vae/*.json", "vae/*.safetensors",
     "scheduler/*", "tokenizer/*", "text_encoder/*.json", "text_encoder/*.safetensors",
 ]  # fmt: skip
-
-
-def local_folder(name: str | Path, revision: str | None) -> Path:
-    """The folder itself, or the snapshot of a hub id like `owner/name`, downloaded once."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if isinstance(name, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise HybridTokenizerError(
-            f"{name} does not exist; give a folder in diffusers' form, or a hub id like owner/name"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise HybridTokenizerError(
-            f"{name} is no folder here and can not be fetched from the hub ({first_line(error)}); "
-            "give the path of a downloaded folder, or check the id and the connection"
-        ) from None
 
 
 @contextmanager
@@ -174,8 +153,3 @@ def load_text_encoder(folder: Path) -> tuple[Any, nn.Module]:
             f"the text encoder in {folder} lacks {shorten(sorted(report['missing_keys']))}; download the folder again"
         )
     return tokenizer, text_encoder.eval()
-
-
-def first_line(error: Exception) -> str:
-    """A library's message, cut to its first line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -286,13 +286,14 @@ def test_inpainting_folder_is_refused(folder):
 def test_hub_id_is_fetched_once_and_failure_is_one_line(published, monkeypatch):
     asked = []
 
-    def snapshot_download(name, revision, allow_patterns):
-        asked.append((name, revision))
+    def snapshot_download(name, *, revision, token, allow_patterns):
+        asked.append((name, revision, token))
         if name == "nobody/nothing":
             raise OSError("offline\nsecond line")
         return str(published)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert DiffusionDecoder.from_pretrained("owner/name", revision="abc").config.num_condition_tokens == LENGTH
-    assert asked == [("owner/name", "abc")]
-    assert_refused("nobody/nothing", "can not be fetched from the hub")
+    decoder = DiffusionDecoder.from_pretrained("owner/name", revision="abc", token="secret")
+    assert decoder.config.num_condition_tokens == LENGTH
+    assert asked == [("owner/name", "abc", "secret")]
+    assert_refused("nobody/nothing", "nobody/nothing is no folder here and cannot be fetched from the hub: .*offline")
