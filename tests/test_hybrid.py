@@ -432,7 +432,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(hybrid, tmp_path, monke
     (tmp_path / "with card" / "README.md").write_text("Research only.")
     HybridTokenizer.from_pretrained(tmp_path / "with card").push_to_hub("someone/tokenizer")
     assert uploads.pop() == ("someone/tokenizer", ["README.md", *parts], "Research only.")
-    with pytest.raises(HybridTokenizerError, match="^cannot upload to 'bad id': 'bad id' is no hub id") as caught:
+    with pytest.raises(HybridTokenizerError, match=r"^cannot upload to 'bad id': 'bad id' is no hub id") as caught:
         hybrid.push_to_hub("bad id")
     assert "\n" not in str(caught.value)
 

@@ -1,16 +1,16 @@
-"""Sizes of the diffusion component and the recommended way to decode with it."""
+"""Configuration of the diffusion component, and the options of a decode."""
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from hybrid_tokenizer.diffusion.ddim import PREDICTION_TYPES, unknown_prediction_type
 from hybrid_tokenizer.diffusion.scheduler import check_num_inference_steps
 from hybrid_tokenizer.errors import HybridTokenizerError
 
-STARTS = ("ddim_inversion", "add_noise")
+STARTS = ("ddim_inversion", "add_noise", "linear_estimate")
 SAMPLERS = ("ddim", "lcm")
-INVERSION_CONDITIONS = ("generation", "null", "guide")
+INVERSION_CONDITIONS = ("generation", "null")
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderTinyLinear")  # the last one is linear_vae.py's
 
 SD15_UNET: dict[str, Any] = {
@@ -58,42 +58,54 @@ TINY_VAE: dict[str, Any] = {
 }
 
 
+class DecodeOverrides(TypedDict, total=False):
+    """Decode options of one call: a key per field of `DecodeOptions`. A key that is left out, or None, keeps the default.
+
+    Everything that decodes takes them as `**options: Unpack[DecodeOverrides]` and passes them on unchanged.
+    """
+
+    start: str | None
+    strength: float | int | None
+    num_inference_steps: int | None
+    guidance_scale: float | int | None
+    eta: float | int | None
+    inversion_condition: str | None
+    num_fixed_point_iterations: int | None
+    sampler: str | None
+
+
 @dataclass
 class DecodeOptions:
-    """How to get from a guide to an image. Every one can be given to `DiffusionDecoder.decode` for one call."""
+    """How a guide becomes an image: the defaults of a decoder, each of which a call can override (`DecodeOverrides`)."""
 
     start: str = "ddim_inversion"
-    """"ddim_inversion" follows the model's own path up; "add_noise" jumps there with fresh noise (SDEdit)."""
+    """How the guide's latents reach the noise level of `strength`. "ddim_inversion" (the paper) runs the U-Net upwards.
+    "add_noise" adds Gaussian noise (SDEdit). "linear_estimate" only scales the latents by the level's signal: under the
+    linear estimate of `DiffusionConfig.guide_residual` the guide has no noise, so its inversion needs no U-Net call."""
     strength: float = 0.6
-    """Share of the schedule that is inverted or noised and then denoised, 0 to 1; 0 is the VAE's round trip."""
+    """Share of the schedule that is inverted or noised and then denoised, 0 to 1. 0 is the VAE's round trip."""
     num_inference_steps: int = 20
-    """Steps of the whole schedule; both directions take the last `strength` share of them."""
+    """Steps of the whole schedule, of which a decode takes the `strength` share."""
     guidance_scale: float = 1.0
-    """Weight of the condition against the null condition while denoising; 1 = no guidance, half the U-Net calls."""
+    """Classifier-free guidance while denoising. 1 turns it off and halves the U-Net's batch."""
     eta: float = 0.0
     """Share of DDPM's fresh noise while denoising."""
     inversion_condition: str = "generation"
-    """The condition of the inversion, at guidance 1: "generation" embeddings, or "null". "guide" inverts under the linear
-    estimate alone (`DiffusionConfig.guide_residual`), to which the guide has no noise: its latents at the level's signal,
-    without a U-Net call."""
+    """Condition of the DDIM inversion, always without guidance: the "generation" embeddings, or the "null" condition."""
     num_fixed_point_iterations: int = 0
-    """Refinements of each inversion step, one U-Net call each."""
+    """Refinements of each inversion step. Each costs one U-Net call."""
     sampler: str = "ddim"
-    """"lcm" is for U-Nets distilled to few steps (`DiffusionDecoder.fuse_lora`); it can not be inverted."""
+    """"lcm" is for U-Nets distilled to a few steps (`DiffusionDecoder.fuse_lora`); it needs start="add_noise"."""
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
-            raise HybridTokenizerError(
-                f"start is {self.start!r}, expected one of {', '.join(STARTS)}; correct the name"
-            )
+            raise HybridTokenizerError(f"start is {self.start!r}, expected one of {', '.join(STARTS)}")
         if self.sampler not in SAMPLERS:
+            raise HybridTokenizerError(f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        if self.sampler == "lcm" and (self.start != "add_noise" or self.eta):
             raise HybridTokenizerError(
-                f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}; correct the name"
-            )
-        if self.sampler == "lcm" and (self.start == "ddim_inversion" or self.eta):
-            raise HybridTokenizerError(
-                f"sampler is 'lcm' with start {self.start!r} and eta {self.eta}: it can not be inverted and draws its own "
-                "noise; use start='add_noise' and eta=0"
+                f"sampler 'lcm' does not go with start {self.start!r} and eta {self.eta}: it cannot be inverted and draws "
+                "its own noise; use start='add_noise' and eta=0"
             )
         if not 0 <= self.strength <= 1:
             raise HybridTokenizerError(
@@ -107,14 +119,45 @@ class DecodeOptions:
         if not 0 <= self.eta <= 1:
             raise HybridTokenizerError(f"eta is {self.eta}, expected 0 to 1; use 0 for deterministic steps")
         if self.inversion_condition not in INVERSION_CONDITIONS:
+            renamed = "; what 'guide' did is start='linear_estimate' now" if self.inversion_condition == "guide" else ""
             raise HybridTokenizerError(
                 f"inversion_condition is {self.inversion_condition!r}, expected one of "
-                f"{', '.join(INVERSION_CONDITIONS)}; correct the name"
+                f"{', '.join(INVERSION_CONDITIONS)}{renamed}"
             )
         if self.num_fixed_point_iterations < 0:
             raise HybridTokenizerError(
                 f"num_fixed_point_iterations is {self.num_fixed_point_iterations}, expected at least 0; use 0 for none"
             )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether decoding from a guide draws no noise."""
+        return self.start != "add_noise" and self.eta == 0
+
+    def override(self, **options: Unpack[DecodeOverrides]) -> "DecodeOptions":
+        """These options with `options` in their place; None keeps the value. Raises on a name that is no option."""
+        kinds = {field.name: field.type for field in dataclasses.fields(self)}
+        if unknown := sorted(set(options) - set(kinds)):
+            raise HybridTokenizerError(f"unknown decode options {', '.join(unknown)}; use some of {', '.join(kinds)}")
+        given = {
+            name: float(value) if kinds[name] is float else value
+            for name, value in options.items()
+            if value is not None
+        }
+        return dataclasses.replace(self, **given)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DecodeOptions":
+        """Options as a folder stores them. Unknown names raise.
+
+        Folders from before "linear_estimate" had its name wrote it as the inversion condition "guide", which is read as
+        what it did.
+        """
+        if values.get("inversion_condition") == "guide":
+            inverts = values.get("start", "ddim_inversion") == "ddim_inversion"
+            values = values | {"inversion_condition": "generation"} | ({"start": "linear_estimate"} if inverts else {})
+        check_names(cls, values)
+        return cls(**values)
 
 
 @dataclass
@@ -140,9 +183,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         if self.vae_class not in VAE_CLASSES:
-            raise HybridTokenizerError(
-                f"vae_class is {self.vae_class!r}, expected one of {', '.join(VAE_CLASSES)}; correct the name"
-            )
+            raise HybridTokenizerError(f"vae_class is {self.vae_class!r}, expected one of {', '.join(VAE_CLASSES)}")
         if self.prediction_type not in PREDICTION_TYPES:
             raise unknown_prediction_type(self.prediction_type)
         if self.num_condition_tokens < 1:
@@ -201,16 +242,9 @@ class DiffusionConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DiffusionConfig":
         """The inverse of dataclasses.asdict. Unknown names raise."""
-        values = dict(values)
-        for kind, given in ((cls, values), (DecodeOptions, values.get("decode_defaults", {}))):
-            known = [f.name for f in dataclasses.fields(kind)]
-            if unknown := sorted(set(given) - set(known)):
-                raise HybridTokenizerError(
-                    f"unknown {kind.__name__} entries {', '.join(unknown)}, expected among {', '.join(known)}; "
-                    "the folder may come from a newer version of this package"
-                )
+        check_names(cls, values)
         if "decode_defaults" in values:
-            values["decode_defaults"] = DecodeOptions(**values["decode_defaults"])
+            values = values | {"decode_defaults": DecodeOptions.from_dict(values["decode_defaults"])}
         return cls(**values)
 
     @classmethod
@@ -228,3 +262,13 @@ class DiffusionConfig:
     def tiny(cls) -> "DiffusionConfig":
         """The embedded preset: 32 x 32 x 16 latents of 256 px, text width 384."""
         return cls()
+
+
+def check_names(kind: type, values: dict[str, Any]) -> None:
+    """Raise when stored `values` hold an entry that the dataclass `kind` has not."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise HybridTokenizerError(
+            f"unknown {kind.__name__} entries {', '.join(unknown)}, expected among {', '.join(known)}; the folder may come "
+            "from a newer version of this package"
+        )

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -20,53 +20,14 @@ from torch import Tensor
 
 from hybrid_tokenizer.baselines.codec import Codec
 from hybrid_tokenizer.data import sample_photographs
+from hybrid_tokenizer.diffusion import DecodeOverrides
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import fit_square, from_pil, from_uint8, resize_area, resize_bicubic, to_uint8
 from hybrid_tokenizer.protocol import ImageTokenizer
-from hybrid_tokenizer.semantic import SemanticTokenizer
 
 BITS_PER_PIXEL = 24
 SAME_IMAGE = 0.02  # mean absolute difference, in [-1, 1], under which two photographs are taken for one
-
-
-@runtime_checkable
-class Branches(Protocol):
-    """What the rows below read of a HybridTokenizer, which is their neighbour and not theirs to import."""
-
-    native_size: int | None
-    deterministic: bool
-    guide: GuideTokenizer
-    semantic: SemanticTokenizer
-    device: torch.device
-    search_steps: int
-
-    def check_size(self, height: int, width: int) -> None: ...
-
-    def encode_guide(
-        self,
-        images: Float[Tensor, "b 3 h w"],
-        semantic_indices: Int[Tensor, "b n"] | None,
-        guide_scales: int | None = None,
-    ) -> tuple[Int[Tensor, "b _ _"], ...]: ...
-
-    def decode_guide(
-        self, guide_indices: tuple[Int[Tensor, "b _ _"], ...], image_size: tuple[int, int]
-    ) -> Float[Tensor, "b 3 h w"]: ...
-
-    def decode_indices(
-        self,
-        semantic_indices: Int[Tensor, "b n"] | None,
-        guide_indices: tuple[Int[Tensor, "b _ _"], ...] | None,
-        image_size: tuple[int, int],
-        size: tuple[int, int] | None = None,
-        generator: torch.Generator | None = None,
-        *,
-        start: str | None = None,
-        strength: float | int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | int | None = None,
-    ) -> Float[Tensor, "b 3 H W"]: ...
 
 
 @dataclass(frozen=True)
@@ -95,24 +56,27 @@ class BranchTokens:
 
 
 class FoundGuides:
-    """`encode_guide` of a HybridTokenizer that searches once an image, however many rows read the result.
+    """`encode_guide` of a HybridTokenizer that searches once per image, however many rows read the result.
 
-    It keeps 4 bytes a token for every image that it has met.
+    It keeps 4 bytes per token for every image that it has met.
     """
 
-    def __init__(self, hybrid: Branches):
+    def __init__(self, hybrid: HybridTokenizer):
         self.hybrid = hybrid
-        self._found: dict[tuple[bytes, int | None], tuple[np.ndarray, ...]] = {}
+        self._found: dict[tuple[bytes, int | None, int], tuple[np.ndarray, ...]] = {}
 
-    def encode(self, images: Float[Tensor, "b 3 h w"], guide_scales: int | None) -> tuple[Int[Tensor, "b _ _"], ...]:
+    def encode(
+        self, images: Float[Tensor, "b 3 h w"], guide_scales: int | None, search_steps: int
+    ) -> tuple[Int[Tensor, "b _ _"], ...]:
         """Guide indices, found beside the images' own semantic tokens."""
-        if not self.hybrid.search_steps:
+        if not search_steps:
             return self.hybrid.guide.encode(images, guide_scales=guide_scales)
-        keys = [(hashlib.sha256(image.float().cpu().numpy().tobytes()).digest(), guide_scales) for image in images]
+        digests = [hashlib.sha256(image.float().cpu().numpy().tobytes()).digest() for image in images]
+        keys = [(digest, guide_scales, search_steps) for digest in digests]
         new = [i for i, key in enumerate(keys) if key not in self._found]
         if new:
             semantic_indices = self.hybrid.semantic.encode(images[new])
-            grids = self.hybrid.encode_guide(images[new], semantic_indices, guide_scales)
+            grids = self.hybrid.encode_guide(images[new], semantic_indices, guide_scales, search_steps)
             for place, i in enumerate(new):
                 self._found[keys[i]] = tuple(grid[place].cpu().numpy().astype(np.int32) for grid in grids)
         found = zip(*(self._found[key] for key in keys), strict=True)
@@ -194,25 +158,24 @@ class Unrelated(Identity):
 
 
 class HybridRow:
-    """A HybridTokenizer reading both kinds of token, or one, under fixed options.
+    """A HybridTokenizer reading both kinds of token, or one, with fixed options.
 
-    `use_guide` off starts from pure noise with all steps, `use_semantic` off conditions on the null embedding. Rows that are
-    given the same `found` search for an image's guide tokens once.
+    `use_guide=False` starts from pure noise and takes all steps; `use_semantic=False` conditions on the null embedding.
+    search_steps: None takes the tokenizer's own. Rows that share `found` search once per image.
+    options: override the decoder's defaults; an unknown one raises here, not at the first image.
     """
 
     def __init__(
         self,
-        hybrid: Branches,
+        hybrid: HybridTokenizer,
         name: str = "hybrid",
         *,
         use_guide: bool = True,
         use_semantic: bool = True,
         guide_scales: int | None = None,
-        start: str | None = None,
-        strength: float | int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | int | None = None,
+        search_steps: int | None = None,
         found: FoundGuides | None = None,
+        **options: Unpack[DecodeOverrides],
     ):
         if not (use_guide or use_semantic):
             raise HybridTokenizerError(f"row {name!r} reads neither guide nor semantic tokens; switch one of them on")
@@ -222,12 +185,10 @@ class HybridRow:
         self.use_guide = use_guide
         self.use_semantic = use_semantic
         self.guide_scales = guide_scales
-        self.start = start
-        self.strength = strength
-        self.num_inference_steps = num_inference_steps
-        self.guidance_scale = guidance_scale
+        self.search_steps = hybrid.search_steps if search_steps is None else search_steps
         self.found = found or FoundGuides(hybrid)
-        self.deterministic = use_guide and hybrid.deterministic and start in (None, "ddim_inversion")
+        self.options = options
+        self.deterministic = use_guide and hybrid.diffusion.config.decode_defaults.override(**options).deterministic
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
@@ -239,17 +200,8 @@ class HybridRow:
         self, tokens: BranchTokens, size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b 3 H W"]:
         """Through diffusion."""
-        return self.hybrid.decode_indices(
-            tokens.semantic_indices,
-            tokens.guide_indices,
-            tokens.image_size,
-            size,
-            generator,
-            start=self.start,
-            strength=self.strength,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-        )
+        semantic, guide = tokens.semantic_indices, tokens.guide_indices
+        return self.hybrid.decode_indices(semantic, guide, tokens.image_size, size, generator, **self.options)
 
     def num_tokens(self, tokens: BranchTokens) -> Int[Tensor, "b"]:
         """Of the kinds that this row reads."""
@@ -281,24 +233,27 @@ class HybridRow:
         )
 
     def _guide_indices(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Int[Tensor, "b _ _"], ...]:
-        return self.found.encode(images, self.guide_scales)
+        return self.found.encode(images, self.guide_scales, self.search_steps)
 
 
 class GuideOfHybrid(HybridRow):
-    """`guide_of_hybrid`: what the guide's decoder makes of the hybrid's guide tokens, bicubic up; neither VAE nor diffusion.
+    """`guide_of_hybrid`: the guide decoder's image of the hybrid's guide tokens, enlarged bicubically. No diffusion.
 
-    The hybrid is compared to it at equal tokens, whatever was searched for.
+    After a search it is what `hybrid` is compared to at equal tokens; without one it is `guide_only`.
     """
 
     def __init__(
         self,
-        hybrid: Branches,
+        hybrid: HybridTokenizer,
         name: str = "guide_of_hybrid",
         *,
         guide_scales: int | None = None,
+        search_steps: int | None = None,
         found: FoundGuides | None = None,
     ):
-        super().__init__(hybrid, name, use_semantic=False, guide_scales=guide_scales, found=found)
+        super().__init__(
+            hybrid, name, use_semantic=False, guide_scales=guide_scales, search_steps=search_steps, found=found
+        )
         self.deterministic = True
 
     def decode(
@@ -309,13 +264,20 @@ class GuideOfHybrid(HybridRow):
 
 
 class GuideOnly(GuideOfHybrid):
-    """`guide_only`: Branch I by itself. Its encoder searches as far as the hybrid's, for lower eq. 5."""
+    """`guide_only`: Branch I by itself. Where its encoder searches, it minimises eq. 5, not the decoded image's error."""
 
-    def __init__(self, hybrid: Branches, name: str = "guide_only", *, guide_scales: int | None = None):
-        super().__init__(hybrid, name, guide_scales=guide_scales)
+    def __init__(
+        self,
+        hybrid: HybridTokenizer,
+        name: str = "guide_only",
+        *,
+        guide_scales: int | None = None,
+        search_steps: int | None = None,
+    ):
+        super().__init__(hybrid, name, guide_scales=guide_scales, search_steps=search_steps)
 
     def _guide_indices(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Int[Tensor, "b _ _"], ...]:
-        return self.hybrid.guide.encode(images, guide_scales=self.guide_scales, search_steps=self.hybrid.search_steps)
+        return self.hybrid.guide.encode(images, guide_scales=self.guide_scales, search_steps=self.search_steps)
 
 
 class WrongSemantics(HybridRow):
@@ -326,9 +288,16 @@ class WrongSemantics(HybridRow):
 
     needs_next = True
 
-    def __init__(self, hybrid: Branches, *, use_guide: bool = True, found: FoundGuides | None = None):
+    def __init__(
+        self,
+        hybrid: HybridTokenizer,
+        *,
+        use_guide: bool = True,
+        found: FoundGuides | None = None,
+        **options: Unpack[DecodeOverrides],
+    ):
         of = "hybrid" if use_guide else "semantic_only"
-        super().__init__(hybrid, f"{of}_wrong_semantics", use_guide=use_guide, found=found)
+        super().__init__(hybrid, f"{of}_wrong_semantics", use_guide=use_guide, found=found, **options)
         self.compare_to = of
 
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
@@ -346,44 +315,11 @@ class WrongSemantics(HybridRow):
         return self._encode(images, next_images)
 
 
-def hybrid_row(
-    hybrid: Branches,
-    *,
-    guide_scales: int | None = None,
-    start: str | None = None,
-    strength: float | int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | int | None = None,
-    found: FoundGuides | None = None,
-) -> HybridRow:
-    """`hybrid`, or a variant named by what differs: `hybrid@84` (84 guide tokens of a nested guide at the native size),
-    `hybrid@s0.4` (strength), `hybrid@n50` (steps), `hybrid@g3` (guidance), `hybrid@add_noise`; several joined by commas."""
-    parts = []
-    if guide_scales is not None:
-        sizes = hybrid.guide.guide_scale_sizes((hybrid.native_size, hybrid.native_size))
-        if not 1 <= guide_scales <= len(sizes):
-            raise HybridTokenizerError(
-                f"guide_scales={guide_scales} must lie in 1..{len(sizes)}, the scales of this guide"
-            )
-        parts.append(str(sum(h * w for h, w in sizes[:guide_scales])))
-    if start is not None:
-        parts.append(start)
-    for letter, value in (("s", strength), ("n", num_inference_steps), ("g", guidance_scale)):
-        if value is not None:
-            parts.append(f"{letter}{value:g}")
-    name = "hybrid" + ("@" + ",".join(parts) if parts else "")
-    return HybridRow(
-        hybrid, name, guide_scales=guide_scales, start=start, strength=strength,
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, found=found,
-    )  # fmt: skip
-
-
 def control_rows(
-    hybrid: Branches, variants: list[HybridRow] | None = None, found: FoundGuides | None = None
+    hybrid: HybridTokenizer, variants: list[HybridRow] | None = None, found: FoundGuides | None = None
 ) -> list[ImageTokenizer]:
     """Every control in the order of the table, `hybrid` and its variants, and the codec at the hybrid's bits."""
     found = found or FoundGuides(hybrid)
-    plain = hybrid_row(hybrid, found=found)
     rows: list[ImageTokenizer] = [
         Identity(),
         Unrelated(),
@@ -394,13 +330,13 @@ def control_rows(
         WrongSemantics(hybrid, use_guide=False),
         HybridRow(hybrid, "guide_tokens_null_condition", use_semantic=False, found=found),
         WrongSemantics(hybrid, found=found),
-        plain,
+        HybridRow(hybrid, found=found),
         *(variants or []),
     ]
     return [*rows, Codec(functools.partial(bits_at_native_size, hybrid))]
 
 
-def bits_at_native_size(hybrid: Branches, image_size: tuple[int, int]) -> float:
+def bits_at_native_size(hybrid: HybridTokenizer, image_size: tuple[int, int]) -> float:
     """Bits of all tokens of an image of (height, width) once its shorter side is the native size, as evaluation has it."""
     factor, shorter = hybrid.guide.downsample_factor, min(image_size)
     height, width = (max(1, round(side * hybrid.guide.config.image_size / shorter / factor)) for side in image_size)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hybrid_tokenizer.checkpoints.files import read_foreign
 from hybrid_tokenizer.checkpoints.keys.ncnn import rrdbnet_from_ncnn
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.evaluation.controls import Branches, BranchTokens, FoundGuides, GuideOfHybrid
+from hybrid_tokenizer.evaluation.controls import BranchTokens, FoundGuides, GuideOfHybrid
+from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_bicubic, to_unit
 
 NAME = "super_resolution"
@@ -34,14 +35,15 @@ class SuperResolution(GuideOfHybrid):
 
     def __init__(
         self,
-        hybrid: Branches,
+        hybrid: HybridTokenizer,
         upscaler: nn.Module,
         name: str = NAME,
         *,
         guide_scales: int | None = None,
+        search_steps: int | None = None,
         found: FoundGuides | None = None,
     ):
-        super().__init__(hybrid, name, guide_scales=guide_scales, found=found)
+        super().__init__(hybrid, name, guide_scales=guide_scales, search_steps=search_steps, found=found)
         self.upscaler = upscaler
 
     @torch.no_grad()

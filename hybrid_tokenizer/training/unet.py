@@ -241,7 +241,7 @@ class UNetObjective(Objective):
         """From `starts` as training prepares for: by inversion of the guide, or under fresh noise, always the same."""
         options = {"start": "add_noise", "num_inference_steps": 20}
         if self.weights.restore_share:
-            options = {"start": "ddim_inversion", "inversion_condition": "guide", "num_inference_steps": 5}
+            options = {"start": "linear_estimate", "num_inference_steps": 5}
         return self.decoder[0].decode(
             starts, condition, tuple(starts.shape[-2:]), strength=strength, generator=torch.Generator().manual_seed(0),
             **options,

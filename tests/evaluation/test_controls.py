@@ -12,9 +12,9 @@ from hybrid_tokenizer.evaluation.controls import (
     Unrelated,
     bits_at_native_size,
     control_rows,
-    hybrid_row,
     other_photographs,
 )
+from hybrid_tokenizer.evaluation.rows import hybrid_row
 from hybrid_tokenizer.images import fit_square, from_pil, resize_area, resize_bicubic, to_pil
 from hybrid_tokenizer.protocol import ImageTokenizer, PairTokenizer
 

@@ -2,8 +2,8 @@ import pytest
 from helpers.small_models import small_hybrid
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.evaluation.controls import hybrid_row
-from hybrid_tokenizer.evaluation.rows import rows_by_name, variant_row
+
+from hybrid_tokenizer.evaluation.rows import hybrid_row, rows_by_name, variant_row
 
 CONTROLS = [
     "identity", "unrelated", "lossless_guide", "guide_only", "semantic_only", "semantic_only_wrong_semantics",

@@ -65,7 +65,7 @@ def test_the_plain_pipeline_gives_the_same_tokens_and_images(nested):
 def test_both_sides_of_a_decode_invert_alike_whatever_the_preset_inverts_with():
     bench = Bench(BenchmarkConfig(image_size=64, batch_size=2, num_inference_steps=5), torch.device("cpu"))
     # a preset whose own default asks no U-Net on the way up
-    assert bench.tokenizer.diffusion.config.decode_defaults.inversion_condition == "guide"
+    assert bench.tokenizer.diffusion.config.decode_defaults.start == "linear_estimate"
     row = measure(decode_contest(bench, bench.tokenizer, bench.plain, bench.images, "decode"), 1, torch.device("cpu"))
     assert row["max_output_difference"] < 1e-4
     rounded = decode_bf16(bench)

@@ -95,10 +95,7 @@ def _renderer(tokenizer: HybridTokenizer, name: str, baselines: Mapping[str, str
             guide,
             tokenizer.semantic.decode(tokens.semantic_indices),
             tokens.image_size,
-            start=row.start,
-            strength=row.strength,
-            num_inference_steps=row.num_inference_steps,
-            guidance_scale=row.guidance_scale,
+            **row.options,
             generator=image_generators(indices, torch.Generator().manual_seed(seed)),
         )
 
