@@ -10,6 +10,7 @@ import torch
 
 from hybrid_tokenizer.checkpoints.files import read_json, write_json
 from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.diffusion.config import INVERSION_CONDITIONS, STARTS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.hybrid import HybridTokenizer
@@ -33,10 +34,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of the training data; written as $DATA in the results")
     parser.add_argument("--runs", type=Path, help="folder of the runs; written as $RUNS in the results")
     parser.add_argument("--results", type=Path, required=True, help="folder for curves and facts, one JSON a stage")
-    parser.add_argument("--start", help="recommended decoding: ddim_inversion or add_noise")
+    parser.add_argument("--start", choices=STARTS, help="recommended decoding: how it starts")
     parser.add_argument("--strength", type=float, help="recommended decoding: share of the schedule")
     parser.add_argument("--steps", type=int, help="recommended decoding: steps of the whole schedule")
-    parser.add_argument("--inversion", help="recommended decoding: condition of the inversion")
+    parser.add_argument("--inversion", choices=INVERSION_CONDITIONS, help="recommended decoding: condition of the inversion")
     parser.add_argument("--guidance", type=float, help="recommended decoding: guidance scale")
     parser.add_argument("--search-steps", type=int, default=0, help="recommended encoding (%(default)s)")
     return parser.parse_args()

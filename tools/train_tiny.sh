@@ -29,9 +29,9 @@ train_unet unet_first "$RUNS/vae/final"
 # the VAE's decoder too; then most of what it draws is taken back, and some of what the U-Net learnt by heart
 train_unet unet "$RUNS/unet_first/final" unet.vae_decoder=true training.max_steps=5000
 $PYTHON tools/blend_decoder.py "$RUNS/unet_first/final" "$RUNS/unet/final" "$RUNS/blend" --unet 0.75 --drawn 0.3
-# how to decode and to encode: what the sweep of eval_decode.py recommends, and how far to search (docs/experiments.md)
+# the decode options that the sweep of eval_decode.py recommends (docs/experiments.md)
 $PYTHON tools/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
-  --strength 0.2 --steps 10 --inversion guide --search-steps 8 \
+  --start linear_estimate --strength 0.2 --steps 10 \
   --diffusion "$RUNS/unet" --decoder "$RUNS/blend" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
   --results benchmarks/results/tiny
 $PYTHON tools/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quantize,unet}.json \
