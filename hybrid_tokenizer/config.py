@@ -1,4 +1,9 @@
-"""Hydra schemas of the scripts, and the one decorator that runs them. The only library file that imports hydra."""
+"""Hydra schemas of the commands, and the one decorator that runs them. The only library file that imports hydra.
+
+`configs/NAME.yaml` needs only a defaults list (its schema, `model: tiny` where it has one, `_self_`) and what differs from
+the dataclasses. Logging, run folders and the working directory are set once, in `quiet_hydra`, for every command.
+A command is `@command("NAME") def main(config: Schema) -> None` in `hybrid_tokenizer/commands/`.
+"""
 
 import dataclasses
 import os
@@ -9,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf, JobConf, RunDir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
@@ -163,10 +169,20 @@ SCHEMAS: dict[str, Any] = {
 }
 
 
-def main(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
-    """Run a function of a finished dataclass as a Hydra script; every mistake of the user's is one line on stderr.
+def quiet_hydra(name: str) -> HydraConf:
+    """Hydra's own settings: no log files, no folder for each run, and the working directory stays as it is."""
+    settings = HydraConf(run=RunDir("."), output_subdir=None, job=JobConf(name=name, chdir=False))
+    quiet = {"job_logging": "none", "hydra_logging": "none"}
+    settings.defaults = [
+        {group: quiet.get(group, choice) for group, choice in entry.items()} for entry in settings.defaults
+    ]
+    return settings
 
-    Hydra's own `--help`, `--cfg job` and `-m` keep working.
+
+def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Run a function of a finished dataclass as a Hydra command whose defaults are `configs/NAME.yaml`.
+
+    Each user error is one line on stderr. Hydra's own `--help`, `--cfg job` and `-m` keep working.
     """
 
     def decorate(job: Callable[[Any], None]) -> Callable[[], None]:
@@ -177,10 +193,11 @@ def main(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], Non
                 raise SystemExit(f"error: {one_line(error)}") from None
 
         def run() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise hydra prints and exits by itself, on several lines
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints several lines and exits by itself
             register_schemas()
+            ConfigStore.instance().store(group="hydra", name="config", node=quiet_hydra(name))
             try:
-                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(task)()
             except (HydraException, OmegaConfBaseException, HybridTokenizerError) as error:
                 remedy = f"see python {sys.argv[0]} --help"
                 raise SystemExit(f"error: {one_line(error)}; {remedy}") from None

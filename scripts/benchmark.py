@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.checkpoints.files import write_atomic, write_json
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.provenance import git_revision, machine, versions
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 from hybrid_tokenizer.verification.speed.rows import run_rows, to_markdown
 
 
-@main("benchmark")
+@command("benchmark")
 def run(config: BenchmarkConfig) -> None:
     started = time.perf_counter()
     if config.num_threads is not None:

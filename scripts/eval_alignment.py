@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.evaluation.config import EvalAlignmentConfig
 from hybrid_tokenizer.evaluation.loop import provenance
@@ -22,7 +22,7 @@ from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.provenance import git_revision
 
 
-@main("eval_alignment")
+@command("eval_alignment")
 def run(config: EvalAlignmentConfig) -> None:
     started = time.perf_counter()
     device, names = choose_device(config.device), config.row_names()

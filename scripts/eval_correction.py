@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import EvalCorrectionConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
@@ -18,7 +18,7 @@ from hybrid_tokenizer.evaluation.studies.correction import (
 from hybrid_tokenizer.hybrid import HybridTokenizer
 
 
-@main("eval_correction")
+@command("eval_correction")
 def run(config: EvalCorrectionConfig) -> None:
     started = time.perf_counter()
     device = choose_device(config.device)

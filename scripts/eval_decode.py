@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import EvalDecodeConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
@@ -13,7 +13,7 @@ from hybrid_tokenizer.evaluation.studies.decode_sweep import sweep, sweep_metric
 from hybrid_tokenizer.hybrid import HybridTokenizer
 
 
-@main("eval_decode")
+@command("eval_decode")
 def run(config: EvalDecodeConfig) -> None:
     started = time.perf_counter()
     device = choose_device(config.device)

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import EvalGuideConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
@@ -19,7 +19,7 @@ from hybrid_tokenizer.evaluation.studies.guide_rates import (
 )
 
 
-@main("eval_guide")
+@command("eval_guide")
 def run(config: EvalGuideConfig) -> None:
     started = time.perf_counter()
     device = choose_device(config.device)

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import write_atomic
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.evaluation.config import EvalReconConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
@@ -25,7 +25,7 @@ from hybrid_tokenizer.metrics.weighted import of_a_set
 from hybrid_tokenizer.provenance import git_revision
 
 
-@main("eval_recon")
+@command("eval_recon")
 def run(config: EvalReconConfig) -> None:
     started = time.perf_counter()
     device = choose_device(config.device)

@@ -8,7 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hybrid_tokenizer.baselines.registry import load_baseline
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import FiguresConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
@@ -18,7 +18,7 @@ from hybrid_tokenizer.evaluation.super_resolution import LEFT_OUT, NAME, load_up
 from hybrid_tokenizer.hybrid import HybridTokenizer
 
 
-@main("make_figures")
+@command("make_figures")
 def run(config: FiguresConfig) -> None:
     started = time.perf_counter()
     device = choose_device(config.device)

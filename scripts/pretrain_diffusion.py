@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import PretrainDiffusion, component_config, main
+from hybrid_tokenizer.config import PretrainDiffusion, command, component_config
 from hybrid_tokenizer.diffusion import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
@@ -17,7 +17,7 @@ from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
 
 
-@main("pretrain_diffusion")
+@command("pretrain_diffusion")
 def run(config: PretrainDiffusion) -> None:
     torch.manual_seed(config.training.seed)
     decoder = start_diffusion(component_config(config.diffusion, DiffusionConfig), config.diffusion.init)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import ReconstructConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
@@ -17,7 +17,7 @@ from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import to_pil
 
 
-@main("reconstruct")
+@command("reconstruct")
 def run(config: ReconstructConfig) -> None:
     device = choose_device(config.device)
     tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import TrainDecoder, main
+from hybrid_tokenizer.config import TrainDecoder, command
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.semantic import SemanticTokenizer
@@ -13,7 +13,7 @@ from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.unet import UNetObjective
 
 
-@main("train_decoder")
+@command("train_decoder")
 def run(config: TrainDecoder) -> None:
     torch.manual_seed(config.training.seed)
     decoder = DiffusionDecoder.from_pretrained(config.decoder)

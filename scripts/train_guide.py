@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import TrainGuide, component_config, main
+from hybrid_tokenizer.config import TrainGuide, command, component_config
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.training.guide import GuideObjective, start_guide
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data
 
 
-@main("train_guide")
+@command("train_guide")
 def run(config: TrainGuide) -> None:
     torch.manual_seed(config.training.seed)
     model = start_guide(component_config(config.guide, GuideConfig), config.guide.init)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import TrainSemantic, component_config, main
+from hybrid_tokenizer.config import TrainSemantic, command, component_config
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticConfig
 from hybrid_tokenizer.text import build_text
@@ -14,7 +14,7 @@ from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrast
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_semantic
 
 
-@main("train_semantic")
+@command("train_semantic")
 def run(config: TrainSemantic) -> None:
     torch.manual_seed(config.training.seed)
     model = start_semantic(component_config(config.semantic, SemanticConfig), config.semantic.init)

@@ -1,10 +1,10 @@
 """Train the offline text-image score `probe_score` on photographs and captions. See --help for the options."""
 
-from hybrid_tokenizer.config import main
+from hybrid_tokenizer.config import command
 from hybrid_tokenizer.training.probe import TrainProbeConfig, train_probe
 
 
-@main("train_probe")
+@command("train_probe")
 def run(config: TrainProbeConfig) -> None:
     facts = train_probe(config)
     for name, value in facts["validation"].items():
