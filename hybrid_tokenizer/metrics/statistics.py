@@ -9,6 +9,8 @@ from torch import Tensor
 
 RESAMPLES = 1000
 SEED = 0
+VALUES_AT_ONCE = 2**16
+"""Bounds the bootstrap's memory for any number of images."""
 
 
 class Interval(NamedTuple):
@@ -39,15 +41,16 @@ class MeanOverImages:
 def bootstrap_interval(
     values: Float[np.ndarray, "n"], level: float = 0.95, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Interval | None:
-    """Percentile interval of the mean over images, which are resampled with replacement. None under two images.
+    """Percentile bootstrap interval of the mean over images. None for fewer than two images.
 
-    For a difference between two methods pass the per-image differences: that is the paired interval.
+    For a difference between two methods, pass the differences per image: the interval is then the paired one.
     """
     if len(values) < 2:
         return None
-    draws = np.random.default_rng(seed)
-    values = np.asarray(values, dtype=np.float64)
-    # one resample at a time: memory stays at n however many images there are
-    means = [values[draws.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    from scipy.stats import bootstrap  # imported here because it takes a second, and few commands need it
+
+    found = bootstrap(
+        (np.asarray(values, dtype=np.float64),), np.mean, vectorized=True, method="percentile", confidence_level=level,
+        n_resamples=resamples, batch=max(1, VALUES_AT_ONCE // len(values)), rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return Interval(float(found.low), float(found.high))

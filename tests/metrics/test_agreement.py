@@ -1,4 +1,4 @@
-"""Krippendorff's alpha against values that were computed by hand."""
+"""Krippendorff's alpha against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -38,8 +38,9 @@ def test_agreement_chance_and_nothing():
     assert krippendorff_alpha(agreed) == pytest.approx(1)
     random = np.random.default_rng(0).integers(1, 4, (15, 400)).astype(float)
     assert abs(krippendorff_alpha(random)) < 0.02
-    assert krippendorff_alpha(np.array([[1.0, X], [X, 2.0]])) is None  # nobody rated what another did
+    assert krippendorff_alpha(np.array([[1.0, X], [X, 2.0]])) is None  # no unit has two ratings
     assert krippendorff_alpha(np.ones((3, 5))) is None
+    assert krippendorff_alpha(np.array([[1.0, 1, X], [1, 1, 2]])) is None  # the 2 has nothing to be compared with
 
 
 def test_unknown_scale():

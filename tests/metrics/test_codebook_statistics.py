@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.metrics import statistics
 from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.statistics import MeanOverImages, bootstrap_interval
 
@@ -47,6 +48,16 @@ def test_bootstrap_interval_matches_the_normal_one():
     assert low == pytest.approx(values.mean() - half, abs=0.06)
     assert high == pytest.approx(values.mean() + half, abs=0.06)
     assert bootstrap_interval(values) == (low, high)
+
+
+def test_bootstrap_interval_equals_plain_resampling_in_batches_of_any_size(monkeypatch):
+    values = np.random.default_rng(3).normal(20.0, 3.5, 24)
+    draws = np.random.default_rng(statistics.SEED)
+    means = [values[draws.integers(0, 24, 24)].mean() for _ in range(statistics.RESAMPLES)]
+    expected = pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-14)
+    for at_once in (1, 24 * 7, statistics.VALUES_AT_ONCE):
+        monkeypatch.setattr(statistics, "VALUES_AT_ONCE", at_once)
+        assert tuple(bootstrap_interval(values)) == expected
 
 
 def test_paired_interval_is_narrower():
