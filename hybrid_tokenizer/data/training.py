@@ -39,13 +39,28 @@ class CropConfig:
 
 
 def random_crop(image: Image.Image, config: CropConfig, rng: np.random.Generator) -> Image.Image:
-    """One random crop. The three draws are always made, so one option does not shift the others' randomness."""
+    """One random crop."""
+    return apply_crop(image, config.size, *draw_crop(image.size, config, rng))
+
+
+def draw_crop(
+    size: tuple[int, int], config: CropConfig, rng: np.random.Generator
+) -> tuple[tuple[float, float, float, float], bool]:
+    """The box (left, top, right, bottom) of a random crop of an image of (width, height), and whether it is flipped.
+
+    All draws are always made, so one option does not shift the others' randomness.
+    """
+    width, height = size
     share, across, down, flip = rng.uniform(*config.scale), rng.random(), rng.random(), rng.random()
-    side = share * min(image.size)
-    left, top = across * (image.width - side), down * (image.height - side)
-    box = (left, top, min(left + side, image.width), min(top + side, image.height))
-    crop = image.resize((config.size, config.size), Image.Resampling.BICUBIC, box=box)
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if config.flip and flip < 0.5 else crop
+    side = share * min(size)
+    left, top = across * (width - side), down * (height - side)
+    return (left, top, min(left + side, width), min(top + side, height)), bool(config.flip and flip < 0.5)
+
+
+def apply_crop(image: Image.Image, size: int, box: tuple[float, float, float, float], flipped: bool) -> Image.Image:
+    """The box as a square of `size` px, mirrored if `flipped`."""
+    crop = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else crop
 
 
 class TrainingStream(Dataset):
