@@ -5,11 +5,14 @@ from dataclasses import replace
 import jaxtyping
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from helpers.small_models import noise_images, small_hybrid
+from peft import LoraConfig, get_peft_model_state_dict
 
+from hybrid_tokenizer.checkpoints.files import read_json
 from hybrid_tokenizer.diffusion.scheduler import Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.hybrid import HybridTokenizer, decoded_losses, image_generators
+from hybrid_tokenizer.hybrid import INDEX_NAME, PRESETS, HybridTokenizer, decoded_losses, image_generators
 from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.protocol import ImageTokenizer
 from hybrid_tokenizer.semantic import SemanticTokenizer
@@ -183,6 +186,26 @@ def test_inversion_draws_no_noise():
     tokens = hybrid.encode(noise_images(1))
     assert hybrid.deterministic and not small_hybrid().deterministic
     assert torch.equal(hybrid.decode(tokens, generator=seeded(0)), hybrid.decode(tokens, generator=seeded(1)))
+
+
+def test_the_latent_consistency_call_of_the_readme(tmp_path):
+    tokenizer = small_hybrid(start="ddim_inversion")
+    tokens = tokenizer.encode(noise_images(1))
+    options = {"sampler": "lcm", "start": "add_noise", "num_inference_steps": 4}
+    timesteps = []
+    tokenizer.diffusion.unet.register_forward_pre_hook(lambda module, args: timesteps.append(int(args[1])))
+    plain = tokenizer.decode(tokens, **options)
+    assert len(timesteps) == 4 and timesteps == sorted(timesteps, reverse=True) and timesteps[0] < 400  # strength 0.4
+    adapted = small_hybrid().diffusion.unet
+    adapted.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(adapted))
+    tokenizer.diffusion.fuse_lora(tmp_path)
+    fused = tokenizer.decode(tokens, **options)
+    assert fused.shape == plain.shape and not torch.equal(fused, plain)
+
+
+def test_the_preset_encodes_in_one_pass():
+    assert "search_steps" not in read_json(PRESETS / "tiny" / INDEX_NAME)  # so from_pretrained does not search
 
 
 def test_decoding_reads_both_kinds_of_token(hybrid):

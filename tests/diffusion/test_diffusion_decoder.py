@@ -312,8 +312,8 @@ def test_an_untrained_unet_on_the_linear_path_moves_towards_the_guide(decoder, g
     decoder.add_guide_conditioning()
     with pytest.raises(HybridTokenizerError, match="4 numbers above 0"):
         decoder.set_guide_residual([0.01, 0.0, 0.01, 0.01])
-    with pytest.raises(HybridTokenizerError, match=r"inversion_condition is 'guide'.*no linear estimate"):
-        decoder.decode(guide_images, embeds, SIZE, inversion_condition="guide")
+    with pytest.raises(HybridTokenizerError, match=r"start is 'linear_estimate', but .*use start='ddim_inversion'"):
+        decoder.decode(guide_images, embeds, SIZE, start="linear_estimate")
     decoder.set_guide_residual([1e-6] * 4)
     options = {"start": "add_noise", "num_inference_steps": 10, "generator": seeded(0, 1)}
     kept = decoder.decode(guide_images, embeds, SIZE, strength=0.0, **options)
@@ -322,17 +322,9 @@ def test_an_untrained_unet_on_the_linear_path_moves_towards_the_guide(decoder, g
     assert (restored - kept).abs().mean() < 0.1 * (free - kept).abs().mean()
     calls = []
     decoder.unet.register_forward_hook(lambda *call: calls.append(1))
-    inverted = decoder.decode(
-        guide_images,
-        embeds,
-        SIZE,
-        start="ddim_inversion",
-        inversion_condition="guide",
-        strength=0.5,
-        num_inference_steps=10,
-    )
+    started = decoder.decode(guide_images, embeds, SIZE, start="linear_estimate", strength=0.5, num_inference_steps=10)
     assert len(calls) == 5  # on the way down alone
-    torch.testing.assert_close(inverted, kept, atol=5e-3, rtol=0)  # up to the signal of the cleanest level, 0.9996
+    torch.testing.assert_close(started, kept, atol=5e-3, rtol=0)  # up to the signal of the cleanest level, 0.9996
 
 
 @pytest.fixture
@@ -397,8 +389,13 @@ def test_tiny_round_trips_shapes():
         ({"num_inference_steps": 0}, r"num_inference_steps is 0.*nearest is 1"),
         ({"guidance_scale": -1}, r"guidance_scale is -1"),
         ({"eta": 2}, r"eta is 2"),
-        ({"start": "q_sample"}, r"start is 'q_sample', expected one of ddim_inversion, add_noise"),
-        ({"inversion_condition": "both"}, r"inversion_condition is 'both'"),
+        ({"start": "q_sample"}, r"start is 'q_sample', expected one of ddim_inversion, add_noise, linear_estimate"),
+        ({"inversion_condition": "both"}, r"inversion_condition is 'both', expected one of generation, null$"),
+        ({"inversion_condition": "guide"}, r"inversion_condition is 'guide'.*is start='linear_estimate' now"),
+        (
+            {"inversion_conditon": "null", "seed": 1},
+            r"unknown decode options inversion_conditon, seed; use some of start,",
+        ),
         ({"num_fixed_point_iterations": -1}, r"num_fixed_point_iterations is -1"),
         ({"decode_chunk_size": 0}, r"decode_chunk_size is 0"),
         ({"generator": [torch.Generator()]}, r"1 generators for 2 images"),
