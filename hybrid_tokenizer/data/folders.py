@@ -54,10 +54,16 @@ def find_images(root: str | os.PathLike[str]) -> list[Path]:
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
-def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Image.Image:
+def open_rgb(
+    path: str | os.PathLike[str],
+    max_pixels: int = MAX_PIXELS,
+    data: bytes | None = None,
+    draft_side: int | None = None,
+) -> Image.Image:
     """Decode an image to RGB, upright: grey, palette, CMYK, alpha (over white), 16 bit and EXIF-rotated files included.
 
     data: the bytes of the file, where `path` is only what they are called.
+    draft_side: decode a JPEG at a half, a quarter or an eighth of its size, with both sides still at least this long.
 
     Raises:
         UnreadableImage: missing, truncated, not an image, too many pixels, or a mode without a known value range.
@@ -72,6 +78,8 @@ def open_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, data: b
                     raise UnreadableImage(
                         path, f"{image.width}x{image.height} is over the limit of {max_pixels} pixels"
                     )
+                if draft_side is not None:
+                    image.draft("RGB", (draft_side, draft_side))
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except UnreadableImage:

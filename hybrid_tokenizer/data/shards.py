@@ -51,7 +51,11 @@ class ShardSample(NamedTuple):
 
     def open(self) -> Image.Image:
         """The image as RGB. Raises UnreadableImage."""
-        return open_rgb(self.path, data=self._read(self.image, MAX_IMAGE_BYTES))
+        return open_rgb(self.path, data=self.read_bytes())
+
+    def read_bytes(self) -> bytes:
+        """The image's file. Raises UnreadableImage."""
+        return self._read(self.image, MAX_IMAGE_BYTES)
 
     def read_captions(self) -> tuple[str, ...]:
         """The captions, at least one. Raises UnreadableImage when there is none."""
