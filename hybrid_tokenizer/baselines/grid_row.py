@@ -1,6 +1,7 @@
 """Tokenizers that make grids of indices, as rows of a table: padding, cropping, counting."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +69,7 @@ class GridRow(nn.Module):
         self, tokens: GridTokens, size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b 3 H W"]:
         """Indices alone to images of `size`."""
+        check_indices(tokens.grids, self.model.codebook_size)
         decoded = self.model.decode(tokens.grids).clamp(-1, 1)
         if self.native_size is None:
             decoded = decoded[..., : tokens.image_size[0], : tokens.image_size[1]]
@@ -88,13 +90,24 @@ class GridRow(nn.Module):
         return {"codebook": (flat, self.model.codebook_size)}
 
 
+def check_indices(grids: Iterable[Int[Tensor, "..."]], codebook_size: int) -> None:
+    """Raise where an index names no code."""
+    for grid in grids:
+        low, high = grid.aminmax() if grid.numel() else (0, 0)
+        if low < 0 or high >= codebook_size:
+            raise HybridTokenizerError(
+                f"indices span {int(low)} to {int(high)}; this codebook has 0..{codebook_size - 1}: decode with the "
+                "tokenizer that made them"
+            )
+
+
 def pad_to_multiple(images: Float[Tensor, "b 3 h w"], factor: int) -> Float[Tensor, "b 3 H W"]:
     """By reflection, below and to the right."""
     height, width = images.shape[-2:]
     below, right = -height % factor, -width % factor
     if below >= height or right >= width:
         raise HybridTokenizerError(
-            f"image size {height}x{width} (height x width) can not be padded by reflection to a multiple of {factor}; "
+            f"image size {height}x{width} (height x width) cannot be padded by reflection to a multiple of {factor}; "
             f"give an image of at least {factor // 2 + 1} pixels a side"
         )
     return F.pad(images, (0, right, 0, below), mode="reflect") if below or right else images

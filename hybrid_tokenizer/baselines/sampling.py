@@ -92,7 +92,7 @@ def load_diffusers(folder: Path, class_name: str) -> Any:
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise HybridTokenizerError(
-            f"{folder} can not be loaded as {class_name} ({reason}); download the folder again"
+            f"{folder} cannot be loaded as {class_name} ({reason}); download the folder again"
         ) from None
     if not is_model:
         return loaded

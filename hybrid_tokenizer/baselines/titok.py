@@ -4,6 +4,7 @@ Legacy models put out a distribution over MaskGIT's codes, whose VQGAN decodes t
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.residual import NORM_EPS, NORM_GROUPS, blocks
-from hybrid_tokenizer.baselines.skeleton import check_indices
 from hybrid_tokenizer.checkpoints.files import load_strict
 from hybrid_tokenizer.checkpoints.keys.titok import titok_to_model
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -255,15 +255,25 @@ class TiTok(nn.Module):
     @torch.no_grad()
     def decode(self, grids: tuple[Int[Tensor, "b _ _"], ...]) -> Float[Tensor, "b 3 H W"]:
         """Indices alone to images; not clamped."""
-        check_indices(grids, self.codebook_size)
         (indices,) = grids
         return self.decode_codes(self.quantizer.codes(rearrange(indices, "b 1 n -> b n")))
+
+
+def read_settings(values: dict[str, Any], source: str) -> dict[str, bool]:
+    """What a TiTok `config.json` states and its weights do not show, as options of `build_titok`."""
+    for name in ("model", "vq_model", "use_l2_norm"):
+        if not isinstance(values, dict) or name not in values:
+            return {}
+        values = values[name]
+    if not isinstance(values, bool):
+        raise HybridTokenizerError(f"{source} has use_l2_norm={values!r}, expected true or false; download it again")
+    return {"unit_codes": values}
 
 
 def build_titok(
     state: dict[str, Tensor], source: str, heads: int | None = None, unit_codes: bool | None = None
 ) -> TiTok:
-    """TiTok from its checkpoint. What the weights do not tell is that of the published models unless given."""
+    """TiTok from its checkpoint. What the weights do not show is as in the published models unless given."""
     converted, sizes = titok_to_model(state, source)
     if heads is not None:
         sizes |= {"encoder_heads": heads, "decoder_heads": heads}

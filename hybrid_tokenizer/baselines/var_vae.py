@@ -7,9 +7,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.baselines.skeleton import Skeleton, check_indices
+from hybrid_tokenizer.baselines.vqgan import Backbone
 from hybrid_tokenizer.checkpoints.files import load_strict
-from hybrid_tokenizer.checkpoints.keys.var import var_to_skeleton
+from hybrid_tokenizer.checkpoints.keys.var import var_to_backbone
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.quantizers import VectorQuantizer
@@ -23,7 +23,7 @@ PUBLISHED_SCALES = {
 Size = tuple[int, int]
 
 
-class VarVae(Skeleton):
+class VarVae(Backbone):
     """scales: (h, w) of each scale, coarse to fine; None takes the published ones of the image's grid.
 
     `residuals` are the convolutions that scales share; `residual_ratio` is their part in the mix with their input.
@@ -100,7 +100,6 @@ class VarVae(Skeleton):
     @torch.no_grad()
     def decode(self, grids: tuple[Int[Tensor, "b _ _"], ...]) -> Float[Tensor, "b 3 H W"]:
         """All scales' indices to images, clamped to [-1, 1] as the reference does."""
-        check_indices(grids, self.codebook_size)
         return self.decode_codes(self.sums(grids, tuple(grids[-1].shape[1:]))[-1]).clamp(-1, 1)
 
 
@@ -119,7 +118,7 @@ def build_var(
     state: dict[str, Tensor], source: str, scales: list[Size] | None = None, residual_ratio: float = 0.5
 ) -> VarVae:
     """VAR's VQVAE from its checkpoint."""
-    converted, sizes = var_to_skeleton(state, source)
+    converted, sizes = var_to_backbone(state, source)
     num_residuals = sizes.pop("num_residuals")
     model = VarVae(GuideConfig.from_dict(sizes), num_residuals, residual_ratio, scales)
     load_strict(model, converted, source)

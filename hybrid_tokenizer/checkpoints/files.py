@@ -137,7 +137,7 @@ def read_foreign(path: Path, wrappers: tuple[str, ...] = ("state_dict", "model")
     except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HybridTokenizerError(
-            f"checkpoint {path} can not be read safely ({reason}); it is incomplete or holds more than tensors: "
+            f"checkpoint {path} cannot be read safely ({reason}); it is incomplete or holds more than tensors: "
             "download it again, or convert it to safetensors where you trust it"
         ) from None
     for wrapper in wrappers:

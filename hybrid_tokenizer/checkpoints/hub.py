@@ -3,16 +3,32 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from hybrid_tokenizer.checkpoints.files import FOREIGN_SUFFIXES
 from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 LOCAL_COPY = "give the path of a downloaded copy"
+HUB = "hub"
+"""Given in place of a path: where the weights were published."""
+
+
+class Source(NamedTuple):
+    """A file of a hub repository, or of a site that this client does not fetch from: `repository` is then its address."""
+
+    repository: str
+    file: str
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it can be downloaded here."""
+        return "://" not in self.repository
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether `source` reads as `owner/name` and not as a path."""
-    if isinstance(source, Path) or source.startswith((".", "~")):
+    """Whether `source` reads as `owner/name` and not as a path or the name of a weights file."""
+    if isinstance(source, Path) or source.startswith((".", "~")) or source.endswith(FOREIGN_SUFFIXES):
         return False
     owner, _, name = source.partition("/")
     return bool(owner and name) and "/" not in name
@@ -72,6 +88,38 @@ def file(repository: str, name: str, *, revision: str | None = None, token: str 
 
     with explained(f"{repository}/{name} cannot be fetched from the hub", repository, revision, name):
         return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, token=token))
+
+
+def find_file(what: str, path: str | Path, sources: Sequence[Source]) -> Path:
+    """The weights file of `what`, which was published at `sources`.
+
+    `path` is the file, a folder that holds it under its published name or as safetensors, a hub id, or `hub` for the first
+    of `sources` that is on the hub.
+    """
+    local = Path(path)
+    if local.is_file():
+        return local
+    wanted = list(dict.fromkeys(source.file for source in sources))
+    if local.is_dir():
+        for name in (*wanted, *(str(Path(name).with_suffix(".safetensors")) for name in wanted)):
+            if (local / name).is_file():
+                return local / name
+        raise HybridTokenizerError(f"{path} has no {' or '.join(wanted)}; give the file of {what} itself")
+    if path != HUB and not is_hub_id(path):
+        raise HybridTokenizerError(
+            f"{path} does not exist; give {' or '.join(wanted)} of {what}, its folder, a hub id like owner/name, or {HUB}"
+        )
+    return file(*(published_source(what, sources) if path == HUB else (str(path), sources[0].file)))
+
+
+def published_source(what: str, sources: Sequence[Source]) -> Source:
+    """The first source that is on the hub; raises where there is none."""
+    for source in sources:
+        if source.on_hub:
+            return source
+    raise HybridTokenizerError(
+        f"{what} is on no hub; download {sources[0].file} from {sources[0].repository} and give its path"
+    )
 
 
 def upload(repository: str, folder: Path, *, private: bool = False, token: str | None = None) -> None:

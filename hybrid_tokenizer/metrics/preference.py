@@ -24,13 +24,16 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign, shorten
 from hybrid_tokenizer.checkpoints.keys.image_reward import image_reward_keys, image_reward_sizes
 from hybrid_tokenizer.checkpoints.keys.open_clip import clip_from_open_clip, open_clip_sizes
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.images import check_range, from_uint8, normalize_clip, resize_bicubic, to_uint8
 
 CLIP_LENGTH = 77
+TOKENIZER_PATTERNS = ("*.json", "*.txt")
+CLIP_PATTERNS = ("*.json", "*.safetensors")
 IMAGE_REWARD_LENGTH = 35
 IMAGE_REWARD_MEAN, IMAGE_REWARD_STD = 0.16717362830052426, 1.0333394966054072
 HEAD_WIDTHS = (1024, 128, 64, 16, 1)
@@ -61,8 +64,9 @@ class FolderTokens:
     """Captions to CLIP's ids with a tokenizer of transformers, from a folder or a hub id."""
 
     def __init__(self, folder: str | Path):
+        home = hub.folder(folder, expected="the folder of CLIP's tokenizer", patterns=TOKENIZER_PATTERNS)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+            self.tokenizer = AutoTokenizer.from_pretrained(home, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise HybridTokenizerError(
                 f"no tokenizer can be read from {folder} ({first_line(error)}); give CLIP's, a folder or a hub id"
@@ -80,7 +84,7 @@ class BertIds:
     """Captions to ids and mask of bert-base-uncased, as ImageReward was trained: at most 35, always padded to 35."""
 
     def __init__(self, folder: str | Path):
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Int[Tensor, "b 35"], Int[Tensor, "b 35"]]:
         batch = self.tokenizer(
@@ -219,14 +223,15 @@ def eight_bit(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 
 def load_clip(folder: str | Path) -> CLIPModel:
     """A CLIPModel in transformers' form, from a folder or a hub id, in fp32; refuses a file that lacks or adds a weight."""
+    home = hub.folder(folder, expected="a CLIP in transformers' form", patterns=CLIP_PATTERNS)
     logging.disable_progress_bar()
     try:
         model, report = CLIPModel.from_pretrained(
-            folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, dtype=torch.float32
+            home, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise HybridTokenizerError(
-            f"{folder} can not be loaded ({first_line(error)}); give a CLIP in transformers' form, a folder or a hub id"
+            f"{folder} cannot be loaded ({first_line(error)}); give a CLIP in transformers' form, a folder or a hub id"
         ) from None
     for what in ("missing_keys", "unexpected_keys"):
         keys = sorted(key for key in report[what] if not key.endswith("position_ids"))
@@ -253,8 +258,3 @@ def load_image_reward(file: Path, ids: BertIds) -> ImageReward:
     model = ImageReward(BlipVisionConfig(**vision), BlipTextConfig(**text), ids)
     load_strict(model, image_reward_keys(state, str(file)), str(file))
     return model
-
-
-def first_line(error: Exception) -> str:
-    """An error's first line, or its kind where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

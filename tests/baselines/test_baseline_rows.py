@@ -7,9 +7,11 @@ import torch
 from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.baselines.grid_row import GridTokens, pad_to_multiple
-from hybrid_tokenizer.baselines.registry import BASELINES, load_baseline, locate
+from hybrid_tokenizer.baselines.loading import find_folder, load_baseline
+from hybrid_tokenizer.baselines.registry import BASELINES
 from hybrid_tokenizer.baselines.var_vae import shared_residual
 from hybrid_tokenizer.checkpoints.files import save_tensors, write_json
+from hybrid_tokenizer.checkpoints.hub import find_file
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.rows import rows_by_name
 from hybrid_tokenizer.protocol import ImageTokenizer
@@ -135,7 +137,7 @@ def test_padding_reflects_and_is_cropped_away():
     padded = pad_to_multiple(images, 8)
     assert padded.shape[-2:] == (16, 24) and torch.equal(padded[..., :13, :20], images)
     assert torch.equal(padded[..., 13, :20], images[..., 11, :])
-    with pytest.raises(HybridTokenizerError, match="can not be padded"):
+    with pytest.raises(HybridTokenizerError, match="cannot be padded"):
         pad_to_multiple(images[..., :3, :], 8)
 
 
@@ -156,8 +158,35 @@ def test_published_scales(tmp_path):
     ("name", "path", "message"),
     [
         ("nonsense", "x", "baseline 'nonsense' is unknown"),
-        ("var_vae", "nowhere.pth", "nowhere.pth does not exist"),
-        ("vqgan_f8", "hub", "vqgan_f8 is on no hub; download model.ckpt from https"),
+        (
+            "movq_270m",
+            None,
+            r"^movq_270m needs its weights; give load_baseline\('movq_270m', PATH\): movqgan_270M.ckpt of "
+            r"ai-forever/MoVQGAN, its folder, a hub id, or 'hub' to download it$",
+        ),
+        ("seed", None, r"^seed needs its weights; give load_baseline\('seed', PATH\): a folder with eva_vit_g.pth, "),
+        (
+            "var_vae",
+            "nowhere.pth",
+            r"^nowhere.pth does not exist; give vae_ch160v4096z32.pth of var_vae, its folder, a hub "
+            r"id like owner/name, or hub$",
+        ),
+        (
+            "movq_270m",
+            "weights/movqgan_270M.ckpt",
+            r"^weights/movqgan_270M.ckpt does not exist; give movqgan_270M.ckpt of ",
+        ),
+        (
+            "movq_kandinsky3",
+            "a/b/c",
+            r"^a/b/c does not exist; give the folder movq/ of movq_kandinsky3, or a hub id like",
+        ),
+        ("vqgan_f8", "hub", "^vqgan_f8 is on no hub; download model.ckpt from https"),
+        (
+            "lavit",
+            "nowhere",
+            "^nowhere is not a folder; give a folder with visual_tokenizer/ and highres_pixel_decoding/$",
+        ),
     ],
 )
 def test_errors_are_one_line(name, path, message):
@@ -177,27 +206,42 @@ def test_other_models_folders_and_pickles_are_refused(tmp_path):
     with pytest.raises(HybridTokenizerError, match="is a file; give its folder"):
         load_baseline("movq_kandinsky2", vqgan)
     torch.save({"state_dict": {}, "callbacks": {object: 1}}, tmp_path / "last.ckpt")
-    with pytest.raises(HybridTokenizerError, match="can not be read safely"):
+    with pytest.raises(HybridTokenizerError, match="cannot be read safely"):
         load_baseline("vqgan_f16_1024", tmp_path)
 
 
-def test_the_hub_is_asked_in_the_registrys_order(monkeypatch, tmp_path):
+def test_weights_come_from_the_published_repository_or_a_given_one(monkeypatch, tmp_path):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     asked = []
 
-    def download(repository, file):
+    def download(repository, file, **options):
         asked.append((repository, file))
         if repository == "FoundationVision/var":
             raise LocalEntryNotFoundError("no connection")
         return str(tmp_path / file)
 
+    def snapshot(repository, *, allow_patterns, **options):
+        asked.append((repository, *allow_patterns))
+        return str(tmp_path)
+
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(HybridTokenizerError, match=r"var_vae can not be fetched \(.*no connection"):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(
+        HybridTokenizerError, match=r"^FoundationVision/var/vae_ch160v4096z32.pth cannot be fetched from"
+    ):
         load_baseline("var_vae", "hub")
-    assert locate("var_vae", BASELINES["var_vae"], "mine/copy") == tmp_path / "vae_ch160v4096z32.pth"
-    assert locate("movq_kandinsky3", BASELINES["movq_kandinsky3"], "hub") == tmp_path / "movq"
-    assert asked[0] == ("FoundationVision/var", "vae_ch160v4096z32.pth") and asked[1][0] == "mine/copy"
+    file = tmp_path / "vae_ch160v4096z32.pth"
+    assert find_file("var_vae", "mine/copy", BASELINES["var_vae"].sources) == file
+    assert find_file("vqgan_f16_1024", "hub", BASELINES["vqgan_f16_1024"].sources) == tmp_path / "pytorch_model.bin"
+    (tmp_path / "movq").mkdir()
+    assert find_folder("movq_kandinsky3", "hub", BASELINES["movq_kandinsky3"].sources) == tmp_path / "movq"
+    assert asked == [
+        ("FoundationVision/var", file.name),
+        ("mine/copy", file.name),
+        ("thomwolf/vqgan_imagenet_f16_1024", "pytorch_model.bin"),
+        ("kandinsky-community/kandinsky-3", "movq/config.json", "movq/*.safetensors"),
+    ]
 
 
 def test_rows_by_name_take_baselines_beside_the_controls(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from helpers.small_models import noise_images
 
 from hybrid_tokenizer.baselines.lavit import draw_kept, load_lavit_row
-from hybrid_tokenizer.baselines.registry import load_baseline
+from hybrid_tokenizer.baselines.loading import load_baseline
 from hybrid_tokenizer.baselines.sampling import Condition, sample
 from hybrid_tokenizer.baselines.seed import load_seed_row
 from hybrid_tokenizer.checkpoints.files import load_tensors
@@ -166,7 +166,7 @@ def test_patches_are_kept_as_often_as_their_probability_says():
 
 
 def test_wrong_folders_are_refused(tmp_path):
-    with pytest.raises(HybridTokenizerError, match="is not a folder; lavit is a folder with visual_tokenizer/"):
+    with pytest.raises(HybridTokenizerError, match="is not a folder; give a folder with visual_tokenizer/"):
         load_baseline("lavit", tmp_path / "nowhere")
     with pytest.raises(HybridTokenizerError, match="does not exist"):
         load_baseline("lavit", tmp_path)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hybrid_tokenizer.baselines import registry
+from hybrid_tokenizer.baselines import loading, registry
 from hybrid_tokenizer.baselines.lavit import LavitConfig, LavitDecoderConfig, build_token_decoder, build_tokenizer
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.verification.layouts import layouts
@@ -19,8 +19,7 @@ def meta_state(layout):
 
 
 def build_on_meta(name, state):
-    module, _, function = registry.BASELINES[name].builder.partition(":")
-    builder = getattr(__import__(f"hybrid_tokenizer.baselines.{module}", fromlist=[function]), function)
+    builder = loading.function_of(registry.BASELINES[name].family.builder)
     with torch.device("meta"):
         return builder(state, name)
 
@@ -76,7 +75,7 @@ def test_the_layouts_here_are_the_references_at_fixture_size(kind):
 
 
 def test_every_foreign_layout_of_the_registry_is_written_out():
-    rows = {name for name, baseline in registry.BASELINES.items() if baseline.builder.endswith("_row")}
+    rows = {name for name, baseline in registry.BASELINES.items() if baseline.family.reads == "row"}
     assert rows == {"seed", "seed2", "lavit", "lavit_lowres"}
     assert set(layouts.PUBLISHED) == set(registry.BASELINES) - set(layouts.KANDINSKY) - rows
 
@@ -85,11 +84,11 @@ def test_every_foreign_layout_of_the_registry_is_written_out():
 def test_published_layout_at_full_size(name):
     model = build_on_meta(name, meta_state(layouts.PUBLISHED[name]))
     baseline = registry.BASELINES[name]
-    registry.check_published(name, baseline, model, Path(name))
+    loading.check_published(name, baseline, model, Path(name))
     if name in layouts.PARAMETERS:
         count = sum(p.numel() for p in model.parameters()) / 1e6
         assert count == pytest.approx(layouts.PARAMETERS[name], abs=0.06)
-    if baseline.fixed_size:
+    if baseline.family.fixed_size:
         assert model.config.image_size == 256
 
 

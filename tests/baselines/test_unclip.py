@@ -114,7 +114,7 @@ def test_seed2_is_a_row(folder, tmp_path, flavour):
     heads = HeadCounts(sizes["vit"]["num_heads"], sizes["bert"]["num_attention_heads"], sizes["block_heads"])
     row = load_seed2_row("seed2", tmp_path, heads)
     row.num_inference_steps = 2
-    assert isinstance(row, ImageTokenizer) and BASELINES["seed2"].builder.endswith(":load_seed2_row")
+    assert isinstance(row, ImageTokenizer) and BASELINES["seed2"].family.builder.endswith(":load_seed2_row")
     images = noise_images(2, 40, 56)
     tokens = row.encode(images)
     decoded = row.decode(tokens, (40, 56), seeded())

@@ -124,7 +124,7 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(script, material, tmp_path
     [
         ([], "data.root has no value"),
         (["data.root={folder}"], "captions.jsonl does not exist"),
-        (["data.root={pairs}", "+score_weights.pickscore={folder}"], "can not be loaded"),
+        (["data.root={pairs}", "+score_weights.pickscore={folder}"], "cannot be loaded"),
         (["data.root={pairs}", "+score_weights.pick={folder}"], "use some of pickscore"),
         (["data.root={pairs}", "share_among=[seed]"], "share_among names seed"),
     ],
@@ -146,5 +146,7 @@ def test_files_of_scores_are_found_or_refused(tmp_path):
         HybridTokenizerError, match=r"has no ImageReward.pt; give the file of score_weights.image_reward"
     ):
         find_file("image_reward", str(tmp_path))
-    with pytest.raises(HybridTokenizerError, match=r"give HPS_v2_compressed.pt, its folder, a hub id, or hub"):
+    with pytest.raises(
+        HybridTokenizerError, match=r"give HPS_v2_compressed.pt of score_weights.hps_v2, its folder, a hub id"
+    ):
         find_file("hps_v2", str(tmp_path / "none.pt"))

@@ -169,8 +169,11 @@ def test_a_tokenizer_of_transformers_gives_the_same_ids(tmp_path):
     for mine, other in zip(ids, theirs, strict=True):
         end = mine.argmax() + 1
         assert torch.equal(mine[:end], other[:end])
+    with pytest.raises(HybridTokenizerError, match="nowhere does not exist; give the folder of CLIP's tokenizer"):
+        FolderTokens(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(HybridTokenizerError, match="no tokenizer can be read"):
-        FolderTokens(tmp_path / "nowhere" / "deeper")
+        FolderTokens(tmp_path / "empty")
 
 
 def test_wrong_files_are_refused_with_the_keys(tmp_path, hps_file, clip_folder, reward_file):
@@ -195,7 +198,7 @@ def test_wrong_files_are_refused_with_the_keys(tmp_path, hps_file, clip_folder, 
     clip.save_pretrained(tmp_path / "cut")
     with pytest.raises(HybridTokenizerError, match=r"1 missing keys: visual_projection.weight"):
         load_clip(tmp_path / "cut")
-    with pytest.raises(HybridTokenizerError, match="can not be loaded"):
+    with pytest.raises(HybridTokenizerError, match="cannot be loaded"):
         load_clip(tmp_path)
 
 

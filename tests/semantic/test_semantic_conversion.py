@@ -179,7 +179,7 @@ def test_wrong_kinds_and_missing_files_are_one_clear_line(tmp_path):
 def test_a_half_downloaded_file_is_one_clear_line(tmp_path):
     (path,) = write(tmp_path, {"seed_quantizer.pt": fixture("seed2_quantizer_mlp_a")["state"]}, wrapped=False)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(HybridTokenizerError, match="can not be read safely"):
+    with pytest.raises(HybridTokenizerError, match="cannot be read safely"):
         convert("seed2", [path], tmp_path / "out")
 
 

@@ -1,11 +1,11 @@
-"""LlamaGen's VQ to the names of `baselines.skeleton.Skeleton`."""
+"""LlamaGen's VQ to the names of `baselines.vqgan.Backbone`."""
 
 import re
 from typing import Any
 
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.keys.taming import body_sizes, skeleton_table, squeeze_attention
+from hybrid_tokenizer.checkpoints.keys.taming import backbone_table, body_sizes, squeeze_attention
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, rename_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -15,7 +15,7 @@ DROPPED: Table = {"quantize.codebook_used": None}
 MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
 
 
-def llamagen_to_skeleton(
+def llamagen_to_backbone(
     state: dict[str, Tensor], source: str = "LlamaGen VQ"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Converted weights, and the `GuideConfig` fields that they fit."""
@@ -25,7 +25,7 @@ def llamagen_to_skeleton(
         )
     depth = count_layers(state, "decoder.conv_blocks.")
     named = {taming_name(key, depth): value for key, value in state.items()}
-    table: Table = {**skeleton_table(named), "quantize.embedding.": "quantizer.embedding.", **DROPPED}
+    table: Table = {**backbone_table(named), "quantize.embedding.": "quantizer.embedding.", **DROPPED}
     converted = {key: squeeze_attention(key, value) for key, value in rename_keys(named, table, source).items()}
     codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
     quantizer = {"kind": "cosine", "codebook_size": codebook_size, "codebook_dim": codebook_dim}

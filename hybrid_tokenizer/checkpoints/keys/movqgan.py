@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from hybrid_tokenizer.checkpoints.keys.taming import DROPPED as TAMING_DROPPED
-from hybrid_tokenizer.checkpoints.keys.taming import skeleton_sizes, skeleton_to_guide, squeeze_attention
+from hybrid_tokenizer.checkpoints.keys.taming import backbone_sizes, backbone_to_guide, squeeze_attention
 from hybrid_tokenizer.checkpoints.rename import Table, rename_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -23,7 +23,7 @@ def movqgan_to_guide(
     state: dict[str, Tensor], source: str = "MoVQGAN checkpoint"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights under Branch I's names, and the `GuideConfig` fields that they fit."""
-    return skeleton_to_guide(state, DROPPED, source), skeleton_sizes(state)
+    return backbone_to_guide(state, DROPPED, source), backbone_sizes(state)
 
 
 def diffusers_vq_to_guide(

@@ -6,21 +6,21 @@ from typing import Any
 from torch import Tensor
 
 from hybrid_tokenizer.checkpoints.averages import prefer_averages
-from hybrid_tokenizer.checkpoints.keys.taming import body_sizes, skeleton_table, squeeze_attention
+from hybrid_tokenizer.checkpoints.keys.taming import backbone_table, body_sizes, squeeze_attention
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, rename_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 DROPPED: Table = {"loss.": None}
 
 
-def ibq_to_skeleton(state: dict[str, Tensor], source: str = "IBQ") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights under `baselines.skeleton.Skeleton`'s names, and the `GuideConfig` fields that they fit."""
+def ibq_to_backbone(state: dict[str, Tensor], source: str = "IBQ") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights under `baselines.vqgan.Backbone`'s names, and the `GuideConfig` fields that they fit."""
     state = prefer_averages(state, source)
     if "quantize.embedding.weight" not in state:
         raise HybridTokenizerError(
             f"{source} has no quantize.embedding.weight; give IBQ's imagenet256_16384.ckpt or alike"
         )
-    table: Table = {**skeleton_table(state), "quantize.embedding.": "quantizer.embedding.", **DROPPED}
+    table: Table = {**backbone_table(state), "quantize.embedding.": "quantizer.embedding.", **DROPPED}
     converted = {key: squeeze_attention(key, value) for key, value in rename_keys(state, table, source).items()}
     codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
     quantizer = {"kind": "vq", "codebook_size": codebook_size, "codebook_dim": codebook_dim}

@@ -1,4 +1,4 @@
-"""VQGAN checkpoints of taming-transformers and latent-diffusion to Branch I's names; MoVQGAN has the same skeleton.
+"""VQGAN checkpoints of taming-transformers and latent-diffusion to Branch I's names; MoVQGAN has the same backbone.
 
 Both name levels from the highest resolution down, in the decoder too, where diffusers counts from the lowest.
 """
@@ -50,7 +50,7 @@ def half_table(
     return table
 
 
-def skeleton_table(state: dict[str, Tensor]) -> Table:
+def backbone_table(state: dict[str, Tensor]) -> Table:
     """Encoder, decoder and the convolutions around the codebook: everything but the codebook and what is dropped."""
     return {
         **half_table(state, "encoder", "down", "down_blocks", ("downsample", "downsamplers"), "group_norm"),
@@ -63,13 +63,13 @@ def skeleton_table(state: dict[str, Tensor]) -> Table:
     }  # fmt: skip
 
 
-def skeleton_to_guide(state: dict[str, Tensor], dropped: Table, source: str) -> dict[str, Tensor]:
+def backbone_to_guide(state: dict[str, Tensor], dropped: Table, source: str) -> dict[str, Tensor]:
     """Encoder, codebook and decoder under Branch I's names; total, so a key that is not understood raises."""
     if "quantize.embedding.weight" not in state:
         raise HybridTokenizerError(
-            f"{source} has no quantize.embedding.weight; a Gumbel VQGAN or a file of another model can not start Branch I"
+            f"{source} has no quantize.embedding.weight; a Gumbel VQGAN or a file of another model cannot start Branch I"
         )
-    table: Table = {**skeleton_table(state), "quantize.embedding.": "quantizer.embedding.", **dropped}
+    table: Table = {**backbone_table(state), "quantize.embedding.": "quantizer.embedding.", **dropped}
     return {key: squeeze_attention(key, value) for key, value in rename_keys(state, table, source).items()}
 
 
@@ -101,7 +101,7 @@ def body_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     return sizes
 
 
-def skeleton_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+def backbone_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     """`GuideConfig` fields of the checkpoint's own architecture, with the quantizer's as a nested dict."""
     codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
     quantizer = {"kind": "vq", "codebook_size": codebook_size, "codebook_dim": codebook_dim}
@@ -112,10 +112,10 @@ def taming_to_guide(
     state: dict[str, Tensor], source: str = "taming VQGAN checkpoint"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights under Branch I's names, and the `GuideConfig` fields that they fit. 1x1 quantizing convolutions only."""
-    return skeleton_to_guide(state, DROPPED, source), skeleton_sizes(state)
+    return backbone_to_guide(state, DROPPED, source), backbone_sizes(state)
 
 
-def gumbel_to_skeleton(
+def gumbel_to_backbone(
     state: dict[str, Tensor], source: str = "Gumbel VQGAN checkpoint"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A Gumbel VQGAN: its codebook is `quantize.embed`, and a 1x1 convolution `quantize.proj` gives one logit a code."""
@@ -123,7 +123,7 @@ def gumbel_to_skeleton(
         if key not in state:
             raise HybridTokenizerError(f"{source} has no {key}; it is no Gumbel VQGAN: load it as vqgan")
     table: Table = {
-        **skeleton_table(state),
+        **backbone_table(state),
         "quantize.embed.": "quantizer.embedding.",
         "quantize.proj.": "quantizer.projection.",
         **DROPPED,

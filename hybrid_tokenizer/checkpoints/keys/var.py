@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.keys.taming import body_sizes, skeleton_table, squeeze_attention
+from hybrid_tokenizer.checkpoints.keys.taming import backbone_table, body_sizes, squeeze_attention
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, rename_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -15,7 +15,7 @@ DROPPED: Table = {"quantize.ema_vocab_hit_SV": None}
 """How often each scale used each code in training."""
 
 
-def var_to_skeleton(state: dict[str, Tensor], source: str = "VAR VQVAE") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def var_to_backbone(state: dict[str, Tensor], source: str = "VAR VQVAE") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Converted weights and sizes: `GuideConfig` fields, and `num_residuals`, the convolutions that scales share."""
     if "quantize.embedding.weight" not in state:
         raise HybridTokenizerError(f"{source} has no quantize.embedding.weight; give VAR's vae_ch160v4096z32.pth")
@@ -24,7 +24,7 @@ def var_to_skeleton(state: dict[str, Tensor], source: str = "VAR VQVAE") -> tupl
     stored = SHARED if f"{SHARED}weight" in state else PARTLY_SHARED if count_layers(state, PARTLY_SHARED) else OWN
     num_residuals = 1 if stored == SHARED else count_layers(state, stored)
     table: Table = {
-        **skeleton_table(split),
+        **backbone_table(split),
         "quantize.embedding.": "quantizer.embedding.",
         stored: "residuals.0." if stored == SHARED else "residuals.",
         **DROPPED,
@@ -44,6 +44,6 @@ def split_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
             split[key] = value
             continue
         if value.shape[0] % 3:
-            raise HybridTokenizerError(f"{key} has {value.shape[0]} rows, which queries, keys and values can not share")
+            raise HybridTokenizerError(f"{key} has {value.shape[0]} rows, which queries, keys and values cannot share")
         split |= {f"{prefix}{part}.{name}": rows for part, rows in zip("qkv", value.chunk(3), strict=True)}
     return split

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid_tokenizer.baselines.registry import BASELINES
+from hybrid_tokenizer.baselines.registry import BASELINES, GUMBEL, IBQ, LLAMAGEN, MAGVIT2, TAMING
 from hybrid_tokenizer.baselines.seed import DIFFUSION_FOLDER
 from hybrid_tokenizer.checkpoints.files import save_tensors, write_json
 from hybrid_tokenizer.diffusion import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.verification.layouts.layouts import KANDINSKY, PUBLISHED, Layout
 
-NESTED = {"vqgan": "state_dict", "magvit2": "state_dict", "ibq": "state_dict", "llamagen": "model"}
-"""Below which name the files of a builder's module keep their state dict; those of the others are flat."""
+NESTED = {TAMING: "state_dict", GUMBEL: "state_dict", IBQ: "state_dict", MAGVIT2: "state_dict", LLAMAGEN: "model"}
+"""Under which name the files of a family keep their state dict. The files of the other families are flat."""
 EVA_SURPLUS: Layout = {
     **{f"blocks.39.norm{i}.{part}": (1408,) for i in (1, 2) for part in ("weight", "bias")},
     "norm.weight": (1408,), "norm.bias": (1408,), "head.weight": (1024, 1408), "head.bias": (1024,),
@@ -41,11 +41,11 @@ def make_files(name: str, folder: Path, seed_layout: Layout) -> None:
         if path.suffix == ".safetensors":
             save_tensors(path, state)
         else:
-            wrapper = NESTED.get(baseline.builder.partition(":")[0])
+            wrapper = NESTED.get(baseline.family)
             torch.save({wrapper: state} if wrapper else state, path)
     else:
         raise HybridTokenizerError(
-            f"the full-size files of {name!r} can not be made here; use one of {', '.join(names())}"
+            f"the full-size files of {name!r} cannot be made here; use one of {', '.join(names())}"
         )
 
 

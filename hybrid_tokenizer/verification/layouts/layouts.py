@@ -47,7 +47,7 @@ def attention(name: str, width: int, condition: int | None = None, fused: bool =
     return layout | conv(f"{name}.proj_out", width, width, 1)
 
 
-def skeleton(
+def backbone(
     widths: list[int], layers: int, z: int, dim: int, attention_levels: list[int], *, spatial: bool = False,
     fused: bool = False, kernel: int = 1, middle: tuple[str, ...] = ("block_1", "attn_1", "block_2"),
     level_names: tuple[str, str] = ("down", "up"), block: str = "block", low_first: bool = False,
@@ -87,14 +87,14 @@ def codebook(name: str, size: int, dim: int) -> Layout:
 def taming(
     widths: list[int], layers: int, z: int, dim: int, size: int, attention_levels: list[int], spatial: bool = False
 ) -> Layout:
-    return skeleton(widths, layers, z, dim, attention_levels, spatial=spatial) | codebook(
+    return backbone(widths, layers, z, dim, attention_levels, spatial=spatial) | codebook(
         "quantize.embedding", size, dim
     )
 
 
 def gumbel(widths: list[int], layers: int, dim: int, size: int, attention_levels: list[int]) -> Layout:
     return {
-        **skeleton(widths, layers, dim, dim, attention_levels),
+        **backbone(widths, layers, dim, dim, attention_levels),
         **codebook("quantize.embed", size, dim),
         **conv("quantize.proj", size, dim, 1),
     }
@@ -102,7 +102,7 @@ def gumbel(widths: list[int], layers: int, dim: int, size: int, attention_levels
 
 def var(widths: list[int], layers: int, dim: int, size: int, scales: int) -> Layout:
     return {
-        **skeleton(widths, layers, dim, dim, [len(widths) - 1], fused=True, kernel=3),
+        **backbone(widths, layers, dim, dim, [len(widths) - 1], fused=True, kernel=3),
         **codebook("quantize.embedding", size, dim),
         **{k: s for i in range(4) for k, s in conv(f"quantize.quant_resi.qresi_ls.{i}", dim, dim).items()},
         "quantize.ema_vocab_hit_SV": (scales, size),
@@ -116,7 +116,7 @@ def llamagen(widths: list[int], layers: int, z: int, dim: int, size: int) -> Lay
         "block": "res",
         "low_first": True,
     }
-    return skeleton(widths, layers, z, dim, [len(widths) - 1], **names) | codebook("quantize.embedding", size, dim)
+    return backbone(widths, layers, z, dim, [len(widths) - 1], **names) | codebook("quantize.embedding", size, dim)
 
 
 def magvit2(widths: list[int], layers: int, bits: int) -> Layout:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from hybrid_tokenizer.baselines.registry import load_baseline
+from hybrid_tokenizer.baselines.loading import load_baseline
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate
-from hybrid_tokenizer.evaluation.summary import default_metrics
+from hybrid_tokenizer.evaluation.measures import default_metrics
 
 NUM_INFERENCE_STEPS = 2
 

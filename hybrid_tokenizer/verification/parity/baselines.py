@@ -6,14 +6,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from hybrid_tokenizer.baselines.ibq import build_ibq
 from hybrid_tokenizer.baselines.lavit import build_token_decoder, build_tokenizer
-from hybrid_tokenizer.baselines.llamagen import build_llamagen
 from hybrid_tokenizer.baselines.magvit2 import build_magvit2, indices_to_signs
-from hybrid_tokenizer.baselines.skeleton import Skeleton
 from hybrid_tokenizer.baselines.titok import build_titok
 from hybrid_tokenizer.baselines.var_vae import VarVae, build_var
-from hybrid_tokenizer.baselines.vqgan import build_gumbel
+from hybrid_tokenizer.baselines.vqgan import Backbone, build_gumbel, build_ibq, build_llamagen
 from hybrid_tokenizer.images import to_unit
 
 State = dict[str, Tensor]
@@ -25,8 +22,8 @@ def channel_first(grid: Tensor) -> Tensor:
     return rearrange(grid, "b h w d -> b d h w")
 
 
-def skeleton_tensors(model: Skeleton, inputs: State) -> State:
-    """Of any codebook in VQGAN's skeleton."""
+def backbone_tensors(model: Backbone, inputs: State) -> State:
+    """Of any codebook in VQGAN's backbone."""
     features = model.features(inputs["image"])
     codes, indices = model.quantizer.lookup(features)
     return {
@@ -42,20 +39,20 @@ def skeleton_tensors(model: Skeleton, inputs: State) -> State:
 def produce_gumbel(state: State, inputs: State, config: dict[str, Any]) -> State:
     """`taming_gumbel`, noise-free."""
     model = build_gumbel(state, FIXTURE)
-    produced = skeleton_tensors(model, inputs)
+    produced = backbone_tensors(model, inputs)
     return produced | {"logits": channel_first(model.quantizer.projection(model.features(inputs["image"])))}
 
 
 @torch.no_grad()
 def produce_ibq(state: State, inputs: State, config: dict[str, Any]) -> State:
     """`ibq`."""
-    return skeleton_tensors(build_ibq(state, FIXTURE), inputs)
+    return backbone_tensors(build_ibq(state, FIXTURE), inputs)
 
 
 @torch.no_grad()
 def produce_llamagen(state: State, inputs: State, config: dict[str, Any]) -> State:
     """`llamagen_vq`."""
-    return skeleton_tensors(build_llamagen(state, FIXTURE), inputs)
+    return backbone_tensors(build_llamagen(state, FIXTURE), inputs)
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def read_fixture(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
 
 
 def check_fixture(path: Path) -> list[Row]:
-    """The rows of one fixture, whose kind must be known. A fixture that can not be computed is a mismatch throughout."""
+    """The rows of one fixture, whose kind must be known. A fixture that cannot be computed is a mismatch throughout."""
     kind = kind_of(path)
     parts, config = read_fixture(path)
     produce = produce_function(kind)

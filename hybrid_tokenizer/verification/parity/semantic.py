@@ -12,7 +12,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig, vq_loss
 from hybrid_tokenizer.semantic import ContrastiveConfig, ContrastiveHeads, SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.semantic.losses import (
-    QuantizeWeights,
+    QuantizeLossOptions,
     contrastive_logits,
     contrastive_loss,
     cosine_loss,
@@ -268,7 +268,7 @@ def stage2(state: State, inputs: State, sizes: Sizes) -> State:
         raise HybridTokenizerError(
             "the fixture's weights have no cosine stack (pos_embed, blocks.*), which eq. 7 needs"
         )
-    weights = QuantizeWeights()
+    weights = QuantizeLossOptions()
     embed = weights.vq * vq_loss(output.quantized, text_config.quantizer)
     recon = weights.cosine * cosine_loss(output.cosine_embeds, causal_embeds)
     image = weights.generation * generation_loss(image_embeds, inputs["target_image_embeds"][:, None])

@@ -25,7 +25,7 @@ from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.evaluation.controls import LosslessGuide, Unrelated
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate, reconstruct
-from hybrid_tokenizer.evaluation.summary import Metric, default_metrics
+from hybrid_tokenizer.evaluation.measures import Metric, default_metrics
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.hybrid import HybridTokenizer, preset_names
 from hybrid_tokenizer.metrics import pixel
@@ -33,10 +33,9 @@ from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.protocol import ImageTokenizer
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens
-from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.config import GuideLossOptions, TrainingConfig
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.loop import choose_precision, train
-from hybrid_tokenizer.training.weights import GuideLossWeights
 from hybrid_tokenizer.verification.speed.alternatives import (
     PlainPipeline,
     all_measures,
@@ -306,7 +305,7 @@ def train_guide(bench: Bench) -> dict[str, Any]:
         stream = TrainingStream(find_images(root), CropConfig(bench.config.image_size), seed=0)
 
         def ours() -> Timed:
-            objective = _StampedObjective(copy.deepcopy(model), GuideLossWeights())
+            objective = _StampedObjective(copy.deepcopy(model), GuideLossOptions())
             objective.stamps, objective.losses = [], []
             with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(sys.stderr):
                 train(objective, stream, [], config, Path(output), {})
@@ -415,7 +414,9 @@ import json, resource, sys
 import numpy as np
 from PIL import Image
 from hybrid_tokenizer.evaluation.controls import LosslessGuide, Unrelated
-from hybrid_tokenizer.evaluation.loop import EvalImages, Metric, evaluate
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import evaluate
+from hybrid_tokenizer.evaluation.measures import Metric
 from hybrid_tokenizer.metrics import pixel
 count = int(sys.argv[1])
 read = lambda name: Image.fromarray(np.random.default_rng(int(name)).integers(0, 256, (96, 96, 3), dtype=np.uint8))
