@@ -254,3 +254,35 @@ def budget_of(vocabulary: HybridVocabulary, num_tokens: int) -> int:
 def budgets(vocabulary: HybridVocabulary) -> list[int]:
     """Tokens per image with the first 1, 2, ... grids, `<img>` and `</img>` not counted."""
     return [length - 2 for length in vocabulary.sequence_lengths]
+
+
+class Written(NamedTuple):
+    """What a sequence of ids says: its text without the boundary tokens, and its images in order."""
+
+    text_ids: list[int]
+    images: list[HybridTokens]
+
+
+def read_sequence(token_ids: Sequence[int], vocabulary: HybridVocabulary) -> Written:
+    """Take a sequence of a language model apart. Raises HybridTokenizerError when an image in it is not whole."""
+    text, images, opened = [], [], None
+    for position, token_id in enumerate(token_ids):
+        if token_id == vocabulary.begin_id and opened is None:
+            opened = position
+        elif token_id == vocabulary.end_id and opened is not None:
+            ids = torch.tensor(token_ids[opened : position + 1])
+            images.append(vocabulary.from_token_ids(ids[None]))
+            opened = None
+        elif opened is None:
+            if token_id >= vocabulary.begin_id:
+                raise HybridTokenizerError(
+                    f"id {token_id} at position {position} is of an image and stands outside of <img> and </img>; "
+                    "constrain the decoding with ImageGrammar"
+                )
+            text.append(token_id)
+    if opened is not None:
+        raise HybridTokenizerError(
+            f"the image that begins at position {opened} has no </img>; let the model write "
+            f"{vocabulary.sequence_lengths[-1]} ids from <img> on"
+        )
+    return Written(text, images)
