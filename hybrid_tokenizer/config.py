@@ -24,24 +24,23 @@ from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import (
+    CorrectionConfig,
+    DecodeSweepConfig,
     EvalAlignmentConfig,
-    EvalCorrectionConfig,
-    EvalDecodeConfig,
-    EvalGuideConfig,
     EvalReconConfig,
     FiguresConfig,
+    GuideRatesConfig,
     ReconstructConfig,
 )
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
-from hybrid_tokenizer.training.config import TrainingConfig
-from hybrid_tokenizer.training.probe import TrainProbeConfig
-from hybrid_tokenizer.training.weights import (
-    ContrastiveWeights,
-    GuideLossWeights,
-    QuantizeStage,
-    UNetLossWeights,
-    VAELossWeights,
+from hybrid_tokenizer.training.config import (
+    ContrastiveOptions,
+    GuideLossOptions,
+    QuantizeOptions,
+    TrainingConfig,
+    UNetOptions,
+    VAELossOptions,
 )
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 
@@ -50,102 +49,94 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 @dataclass
 class GuideSection(GuideConfig):
-    """`init` is a folder of weights to start from: a GuideTokenizer, or an f8 MoVQ for a warm start."""
+    """Branch I's configuration."""
 
     init: str | None = None
+    """Weights to start from: the folder of a guide tokenizer, or an f8 MoVQ for a warm start. null starts at random."""
 
 
 @dataclass
 class SemanticSection(SemanticConfig):
-    """`init` is a folder with a SemanticTokenizer to start from."""
+    """Branch II's configuration."""
 
     init: str | None = None
+    """Folder of a semantic tokenizer to start from. Its sizes then replace those given here. null starts at random."""
 
 
 @dataclass
 class DiffusionSection(DiffusionConfig):
-    """`init` is a folder with a DiffusionDecoder, or a Stable Diffusion 1.x folder, to start from."""
+    """Branch III's configuration."""
 
     init: str | None = None
+    """Weights to start from: a diffusion decoder's folder, or a Stable Diffusion 1.x folder or hub id. Its sizes then
+    replace those given here. null starts at random."""
 
 
 @dataclass
 class TrainGuide:
+    """Branch I."""
+
     model_name: str = MISSING
     output_dir: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     guide: GuideSection = field(default_factory=GuideSection)
-    loss: GuideLossWeights = field(default_factory=GuideLossWeights)
+    loss: GuideLossOptions = field(default_factory=GuideLossOptions)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass
 class TrainSemantic:
-    """`stage: contrastive` is eq. 6, `stage: quantize` eqs. 7 and 8 on the tokenizer in `semantic.init`."""
+    """Branch II."""
 
     stage: str = MISSING
+    """"contrastive" is eq. 6. "quantize" is eqs. 7 and 8, on the tokenizer in `semantic.init`."""
     model_name: str = MISSING
     output_dir: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     semantic: SemanticSection = field(default_factory=SemanticSection)
-    contrastive: ContrastiveWeights = field(default_factory=ContrastiveWeights)
-    quantize: QuantizeStage = field(default_factory=QuantizeStage)
+    contrastive: ContrastiveOptions = field(default_factory=ContrastiveOptions)
+    quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass
 class PretrainDiffusion:
-    """`stage: vae` trains the VAE; `stage: unet` the U-Net, on the latents of the VAE in `diffusion.init`.
-
-    With `guide_folder`, a trained guide tokenizer, the U-Net learns to read its guides.
-    """
+    """Branch III."""
 
     stage: str = MISSING
+    """"vae" trains the embedded preset's VAE. "unet" trains its U-Net on the latents of the VAE in `diffusion.init`.
+    "finetune" teaches the U-Net of the trained decoder in `diffusion.init` to read guides; it reads no captions."""
     model_name: str = MISSING
     output_dir: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionSection = field(default_factory=DiffusionSection)
     semantic_folder: str | None = None
+    """Folder of a trained semantic tokenizer, whose generation embeddings condition the U-Net."""
     guide_folder: str | None = None
-    vae_loss: VAELossWeights = field(default_factory=VAELossWeights)
-    unet: UNetLossWeights = field(default_factory=UNetLossWeights)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-
-@dataclass
-class TrainDecoder:
-    """The U-Net of `decoder` (a DiffusionDecoder or Stable Diffusion 1.x folder, or a hub id) learns to read guides.
-
-    `semantic_folder` and `guide_folder` hold the trained branches whose tokens it will decode. Captions are not read.
-    """
-
-    decoder: str = MISSING
-    semantic_folder: str = MISSING
-    guide_folder: str = MISSING
-    output_dir: str = MISSING
-    data: DataConfig = field(default_factory=DataConfig)
-    unet: UNetLossWeights = field(default_factory=UNetLossWeights)
+    """Folder of a trained guide tokenizer, whose decoded guides the U-Net learns to read."""
+    vae_loss: VAELossOptions = field(default_factory=VAELossOptions)
+    unet: UNetOptions = field(default_factory=UNetOptions)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 def component_config(section: Any, kind: type) -> Any:
-    """The component's own configuration out of a section that adds `init`."""
+    """The component's own configuration, from a section that adds `init`."""
     return kind(**{f.name: getattr(section, f.name) for f in dataclasses.fields(kind)})
 
 
 def section_of(config: Any, kind: type) -> Any:
-    """The reverse: a section with the component's numbers and no `init`."""
+    """A section with the component's values and no `init`."""
     return kind(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
 def register_schemas() -> None:
-    """Names that the files of `configs/` refer to. The presets' numbers live with the components, not in YAML."""
+    """Register the names that the files of `configs/` refer to. The presets' numbers live with the components, not in YAML."""
     store = ConfigStore.instance()
     for name in ("tiny", "sd15"):
         store.store(group="guide", name=name, node=section_of(getattr(GuideConfig, name)(), GuideSection))
         semantic = SemanticConfig.tiny() if name == "tiny" else SemanticConfig.seed1(cosine_stack=True)
         store.store(group="semantic", name=name, node=section_of(semantic, SemanticSection))
-        for group, stage in (("contrastive", ContrastiveWeights), ("quantize", QuantizeStage)):
+        for group, stage in (("contrastive", ContrastiveOptions), ("quantize", QuantizeOptions)):
             store.store(group=group, name=name, node=getattr(stage, name)())
         store.store(group="diffusion", name=name, node=section_of(getattr(DiffusionConfig, name)(), DiffusionSection))
     for name, node in SCHEMAS.items():
@@ -155,17 +146,15 @@ def register_schemas() -> None:
 SCHEMAS: dict[str, Any] = {
     "train_guide_schema": TrainGuide,
     "pretrain_diffusion_schema": PretrainDiffusion,
-    "train_decoder_schema": TrainDecoder,
     "train_semantic_schema": TrainSemantic,
     "eval_recon_schema": EvalReconConfig,
     "reconstruct_schema": ReconstructConfig,
-    "eval_decode_schema": EvalDecodeConfig,
     "benchmark_schema": BenchmarkConfig,
-    "make_figures_schema": FiguresConfig,
-    "eval_correction_schema": EvalCorrectionConfig,
-    "eval_guide_schema": EvalGuideConfig,
+    "guide_rates_schema": GuideRatesConfig,
+    "decode_sweep_schema": DecodeSweepConfig,
+    "correction_schema": CorrectionConfig,
+    "figures_schema": FiguresConfig,
     "eval_alignment_schema": EvalAlignmentConfig,
-    "train_probe_schema": TrainProbeConfig,
 }
 
 
@@ -208,7 +197,7 @@ def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line breaks, OmegaConf's internal names, and the traceback that loader workers put before it."""
+    """An error's text without line breaks, OmegaConf's internal names and the traceback that a loader worker puts before it."""
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} has no value; give {error.full_key}=..."
     text = str(error).split("full_key:")[0]

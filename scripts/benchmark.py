@@ -1,40 +1,6 @@
-"""Time the system against the code that a user would write without it. See --help; benchmarks/README.md explains the rows."""
+"""Run hybrid_tokenizer.commands.benchmark."""
 
-import resource
-import time
-from dataclasses import asdict
-from pathlib import Path
-
-import torch
-
-from hybrid_tokenizer.checkpoints.files import write_atomic, write_json
-from hybrid_tokenizer.config import command
-from hybrid_tokenizer.devices import choose_device
-from hybrid_tokenizer.provenance import git_revision, machine, versions
-from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
-from hybrid_tokenizer.verification.speed.rows import run_rows, to_markdown
-
-
-@command("benchmark")
-def run(config: BenchmarkConfig) -> None:
-    started = time.perf_counter()
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    rows = run_rows(config, choose_device(config.device), lambda line: print(line, flush=True))
-    report = {
-        "machine": machine(),
-        "rows": rows,
-        "config": asdict(config),
-        "revision": git_revision(),
-        "versions": versions(),
-        "wall_seconds": time.perf_counter() - started,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    output = Path(config.output)
-    write_json(output, report)
-    write_atomic(output.with_suffix(".md"), to_markdown(rows).encode())
-    print(f"written to {output}")
-
+from hybrid_tokenizer.commands.benchmark import main
 
 if __name__ == "__main__":
-    run()
+    main()

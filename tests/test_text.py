@@ -9,9 +9,9 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.text import BertTokens, CachedText, CLIPText, CutNotice, build_text, clean_caption
+from hybrid_tokenizer.training.config import ContrastiveOptions, QuantizeOptions
 from hybrid_tokenizer.training.objective import Objective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
-from hybrid_tokenizer.training.weights import ContrastiveWeights, QuantizeStage
 
 LENGTH, WIDTH = 9, 12
 
@@ -54,7 +54,7 @@ def pairs(count: int = 3) -> dict:
 
 
 def qformer_stage(init=None, model=None):
-    weights = ContrastiveWeights(text="qformer", train_vision=False, distillation=0.0, feature_width=8)
+    weights = ContrastiveOptions(text="qformer", train_vision=False, distillation=0.0, feature_width=8)
     return build_contrastive(model or small_semantic(), weights, init)
 
 
@@ -128,7 +128,7 @@ def test_cached_features_equal_the_towers_and_stay_within_their_room(stable_diff
 
 
 def test_stage_2_trains_on_the_features_of_a_stable_diffusion_folder(stable_diffusion):
-    objective = QuantizeObjective(small_semantic(), QuantizeStage(), build_text(str(stable_diffusion), 1))
+    objective = QuantizeObjective(small_semantic(), QuantizeOptions(), build_text(str(stable_diffusion), 1))
     moved = changed(objective, pairs())
     assert any(name.startswith("model.generation.") for name in moved)
     assert not any(name.startswith(("model.vision.", "model.causal_qformer.", "frozen.")) for name in moved)
@@ -137,7 +137,7 @@ def test_stage_2_trains_on_the_features_of_a_stable_diffusion_folder(stable_diff
 def test_wrong_text_encoders_are_one_line(stable_diffusion, tmp_path):
     def fails(match, name, model=None):
         with pytest.raises(HybridTokenizerError, match=match) as error:
-            QuantizeObjective(model or small_semantic(), QuantizeStage(), build_text(name, 0))
+            QuantizeObjective(model or small_semantic(), QuantizeOptions(), build_text(name, 0))
         assert "\n" not in str(error.value)
 
     fails("quantize.text is not set", None)
@@ -168,7 +168,7 @@ def test_qformer_stage_trains_the_qformer_its_text_path_and_ln_vision_only():
 @pytest.mark.parametrize("text", ["qformer", "sentence"])
 def test_every_trained_parameter_takes_part(text):
     """Distributed training waits for the gradient of each."""
-    weights = ContrastiveWeights(text=text, train_vision=text == "sentence", distillation=0.0, feature_width=8)
+    weights = ContrastiveOptions(text=text, train_vision=text == "sentence", distillation=0.0, feature_width=8)
     objective = build_contrastive(small_semantic(), weights, None)
     objective.train()
     objective(pairs(), 0)["total"].backward()
@@ -207,11 +207,11 @@ def test_a_vocabulary_larger_than_the_heads_is_one_line(tmp_path):
 
 
 def test_each_preset_has_its_own_stages():
-    assert ContrastiveWeights.tiny().text == "sentence" and TrainSemantic().contrastive == ContrastiveWeights.tiny()
-    seed = ContrastiveWeights.sd15()
+    assert ContrastiveOptions.tiny().text == "sentence" and TrainSemantic().contrastive == ContrastiveOptions.tiny()
+    seed = ContrastiveOptions.sd15()
     assert (seed.text, seed.train_vision, seed.distillation) == ("qformer", False, 0.0)
-    assert QuantizeStage.sd15().text is None
+    assert QuantizeOptions.sd15().text is None
     with pytest.raises(HybridTokenizerError, match=r"contrastive\.distillation=1\.0 teaches"):
-        ContrastiveWeights(text="qformer")
+        ContrastiveOptions(text="qformer")
     with pytest.raises(HybridTokenizerError, match=r"contrastive\.text='bert' is unknown"):
-        ContrastiveWeights(text="bert")
+        ContrastiveOptions(text="bert")

@@ -1,4 +1,4 @@
-"""Weights between two states of a decoder: what a long run learnt by heart is partly taken back (WiSE-FT, Wortsman et al. 2022)."""
+"""Blend the weights of two states of a decoder, to undo part of a run's overfitting (WiSE-FT, Wortsman et al. 2022)."""
 
 import argparse
 from pathlib import Path

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The embedded preset from folders of photographs, stage by stage; each stage resumes by itself after a kill.
+# Train the embedded preset from folders of photographs, stage by stage. A killed stage resumes when this is run again.
 # DATA holds imagenet_sample/{train,val}, imagenet_extra/train and captions/{train,val}; RUNS keeps the stages.
-# SINGLE=1 also trains the four guides of one size, which the preset does not hold: scripts/eval_guide.py compares them.
+# SINGLE=1 also trains the four guides of one size, which are no part of the preset; scripts/eval_guide.py compares them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,7 +26,8 @@ train_unet() { # name, the decoder it starts from, and options
     guide_folder="$RUNS/guide/final" output_dir="$RUNS/$1" "${@:3}"
 }
 train_unet unet_first "$RUNS/vae/final"
-# the VAE's decoder too; then most of what it draws is taken back, and some of what the U-Net learnt by heart
+# The second run also trains the VAE's decoder. The blend keeps 75 % of its change to the U-Net and 30 % of the detail that its
+# decoder adds, because the whole of it overfits to the teacher network (docs/experiments.md).
 train_unet unet "$RUNS/unet_first/final" unet.vae_decoder=true training.max_steps=5000
 $PYTHON tools/blend_decoder.py "$RUNS/unet_first/final" "$RUNS/unet/final" "$RUNS/blend" --unet 0.75 --drawn 0.3
 # the decode options that the sweep of eval_decode.py recommends (docs/experiments.md)
@@ -38,7 +39,8 @@ $PYTHON tools/plot_curves.py benchmarks/results/tiny/{vae,guide,contrastive,quan
   --output benchmarks/results/tiny/curves.png
 
 if [ -n "${SINGLE:-}" ]; then
-  # from the nested guide: the same networks on the area-resized image; small guides have fewer codes than training tokens
+  # These start from the nested guide: the same networks, on the area-resized image. Small guides get fewer codes, because
+  # their training images have fewer tokens.
   from_nested=("guide.init=$RUNS/guide/final" training.warmup_steps=30 training.learning_rate=6e-4 training.ema_decay=0.99)
   train_guide guide_256 "${from_nested[@]}" training.max_steps=250
   train_guide guide_64 "${from_nested[@]}" guide.stem_factor=4 training.max_steps=350 training.batch_size=16

@@ -1,1 +1,1 @@
-"""One file per command. `scripts/` and the console command enter here."""
+"""The commands, one file each: compose the configuration, build the parts, call the library. `scripts/` enters here."""

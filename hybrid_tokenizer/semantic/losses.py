@@ -11,7 +11,7 @@ from torch.distributed.nn.functional import all_gather as all_gather_with_gradie
 
 
 @dataclass
-class QuantizeWeights:
+class QuantizeLossOptions:
     """Weights of stage 2, from SEED's training code (the paper gives none)."""
 
     vq: float = 5.0

@@ -1,4 +1,4 @@
-"""Branch I: eq. 5 at the guide's size plus the VQ loss; perceptual and adversarial terms by weight."""
+"""Trains Branch I: eq. 5 at the guide's size and the VQ loss, optionally with perceptual and adversarial terms."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
+from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.discriminator import DiscriminatorConfig, PatchDiscriminator
 from hybrid_tokenizer.guide.losses import (
     adaptive_weight,
@@ -20,26 +20,24 @@ from hybrid_tokenizer.guide.losses import (
     perceptual_loss,
     recon_loss,
 )
-from hybrid_tokenizer.guide.warm_start import start_from
 from hybrid_tokenizer.images import resize_bicubic
 from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.quantizers import vq_loss
+from hybrid_tokenizer.training.config import GuideLossOptions
 from hybrid_tokenizer.training.objective import Objective, Validated
-from hybrid_tokenizer.training.weights import GuideLossWeights
 
 
 class CodebookWatch:
-    """Says so when next to nothing of a codebook was used for `window` steps. Not part of a run's state: a resumed run
-    starts its window anew."""
+    """Reports a codebook of which less than `least` was used in `window` steps. A resumed run starts a new window."""
 
     def __init__(self, codebook_size: int, window: int = 500, least: float = 0.01):
         self.window, self.least = window, least
         self.use, self.since = CodebookUse(codebook_size), -1
 
     def update(self, step: int, grids: Sequence[Int[Tensor, "b _ _"]]) -> None:
-        """Count the codes of a micro-batch; report a dead codebook when a window is full."""
+        """Count the codes of a micro-batch, and report a dead codebook at the end of a window."""
         if self.since < 0:
             self.since = step
         if step - self.since >= self.window:
@@ -58,18 +56,18 @@ class CodebookWatch:
 
 
 class GuideObjective(Objective):
-    """Trains a `GuideTokenizer`. The target of eq. 4 is made once, on the device."""
+    """Trains a `GuideTokenizer`."""
 
     model: GuideTokenizer
 
-    def __init__(self, model: GuideTokenizer, weights: GuideLossWeights):
+    def __init__(self, model: GuideTokenizer, options: GuideLossOptions):
         super().__init__()
-        self.model, self.weights = model, weights
-        self.freeze(**({"perceptual": EfficientNetDistance("lite0")} if weights.perceptual else {}))
-        if weights.adversarial:
-            self.discriminator = PatchDiscriminator(DiscriminatorConfig(layers=weights.discriminator_layers))
+        self.model, self.options = model, options
+        self.freeze(**({"perceptual": EfficientNetDistance("lite0")} if options.perceptual else {}))
+        if options.adversarial:
+            self.discriminator = PatchDiscriminator(DiscriminatorConfig(layers=options.discriminator_layers))
             self.discriminator.check_side(model.config.guide_size)
-            self.unused_parameters = True  # before it starts
+            self.unused_parameters = True  # before `adversarial_from`
         self.watch = CodebookWatch(model.codebook_size)
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
@@ -81,13 +79,13 @@ class GuideObjective(Objective):
             "recon": recon_loss(guides, target),
             "vq": vq_loss(output.quantized, self.model.config.quantizer),
         }
-        total = losses["recon"] + self.weights.vq * losses["vq"]
-        if self.weights.perceptual:
+        total = losses["recon"] + self.options.vq * losses["vq"]
+        if self.options.perceptual:
             losses["perceptual"] = perceptual_loss(guides, target, self.frozen["perceptual"])
-            total = total + self.weights.perceptual * losses["perceptual"]
-        if self.weights.adversarial and adversarial_factor(step, self.weights.adversarial_from):
+            total = total + self.options.perceptual * losses["perceptual"]
+        if self.options.adversarial and adversarial_factor(step, self.options.adversarial_from):
             terms = self.adversarial_terms(guides, target, total)
-            total = total + self.weights.adversarial * terms["adaptive_weight"] * terms["adversarial"]
+            total = total + self.options.adversarial * terms["adaptive_weight"] * terms["adversarial"]
             total = total + terms["discriminator"]
             losses |= terms
         if self.training:
@@ -95,8 +93,8 @@ class GuideObjective(Objective):
         return {**losses, "total": total}
 
     def adversarial_terms(self, guides: Tensor, target: Tensor, rest: Tensor) -> dict[str, Tensor]:
-        """Both players' losses in one graph: the tokenizer's sees a constant discriminator, the discriminator's constant
-        guides, so that one backward pass and one optimizer serve both."""
+        """The losses of tokenizer and discriminator. Each takes the other as constant, so that one backward pass and one
+        optimizer serve both."""
         self.discriminator.requires_grad_(False)
         adversarial = adversarial_loss(self.discriminator(guides).float())
         self.discriminator.requires_grad_(True)
@@ -111,7 +109,7 @@ class GuideObjective(Objective):
         }
 
     def validate(self, batches: list[dict[str, Any]]) -> Validated:
-        """PSNR at the guide's size and, bicubic back up, at full size; use of the codebook."""
+        """PSNR at the guide's size, PSNR of the guide enlarged to the image's size, and codebook use."""
         at_guide, at_full, rows = [], [], []
         use = CodebookUse(self.model.codebook_size)
         for batch in batches:
@@ -134,11 +132,3 @@ class GuideObjective(Objective):
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.model.save_pretrained(folder)
-
-
-def start_guide(config: GuideConfig, init: str | None) -> GuideTokenizer:
-    """Random weights, those of a stored guide tokenizer, or a warm start from an f8 MoVQ."""
-    model = GuideTokenizer(config)
-    if init is not None:
-        start_from(model, init)
-    return model

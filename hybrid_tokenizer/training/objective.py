@@ -1,4 +1,4 @@
-"""What the loop trains: a module whose forward gives losses, and that can validate and export its component."""
+"""The interface between loop and stages: a module whose forward gives losses, and that validates and exports its component."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,28 +10,40 @@ from torch import Tensor, nn
 
 
 class Validated(NamedTuple):
-    """`figures` are finished means over the validation images; `pictures` are rows of images to look at, in [-1, 1]."""
+    """What a validation found."""
 
     figures: dict[str, float]
+    """Means over the validation images."""
     pictures: Float[Tensor, "rows columns 3 h w"] | None
+    """Rows of images to look at, in [-1, 1]."""
 
 
 class Objective(nn.Module, ABC):
     """One training stage.
 
-    `model` is the component that is trained, averaged and exported. Modules under `frozen` (teachers, text towers, other
-    branches) take no gradient, stay in eval mode and are never saved.
+    A module has one of three places here. The loop trains, averages and exports `model`. Modules in `frozen` (teachers, text
+    encoders, other branches) move to the device with it but take no gradient, stay in eval mode and are never saved. A
+    module set by `refer_to` is not registered at all.
     """
 
     model: nn.Module
     frozen: nn.ModuleDict
     unused_parameters = False
-    """True when some parameters take no part in some steps (a discriminator that starts late)."""
+    """Whether some parameters take no part in some steps, such as a discriminator that starts late."""
 
     def freeze(self, **modules: nn.Module) -> None:
         """Register frozen helpers."""
         self.frozen = nn.ModuleDict(modules)
         self.frozen.requires_grad_(False).eval()
+
+    def refer_to(self, **modules: nn.Module) -> None:
+        """Set modules as plain attributes that are no submodules, so that this objective neither trains, moves nor saves them.
+
+        Branch III's objectives need a whole `DiffusionDecoder` to decode and to export, while its parts already have a place
+        in `model` or `frozen` or must stay as they are. Plain assignment would register it a second time.
+        """
+        for name, module in modules.items():
+            object.__setattr__(self, name, module)
 
     def train(self, mode: bool = True) -> "Objective":
         super().train(mode)
@@ -41,15 +53,15 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Float[Tensor, ""]]:
-        """Losses by name, among them `total`, the weighted sum that is minimised."""
+        """Losses by name. `total`, the weighted sum, is minimised; the others are logged."""
 
     @abstractmethod
     def validate(self, batches: list[dict[str, Any]]) -> Validated:
-        """Validation figures with the weights now in place (the loop puts the averaged ones there)."""
+        """Validation figures with the current weights. The loop has put the averaged ones in place."""
 
     @abstractmethod
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
-        """Write the component as `from_pretrained` reads it."""
+        """Write the component to `folder`, in the form that its `from_pretrained` reads."""
 
     def saved_state(self) -> dict[str, Tensor]:
         """Everything that trains, buffers included; nothing frozen."""
@@ -65,5 +77,5 @@ def learning_rate_at(step: int, peak: float, floor: float, warmup_steps: int, ma
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """Averages over the steps there are: early on a long memory would only remember the initial weights."""
+    """The decay at `step`, below `decay` in early steps, where a long average would mostly hold the initial weights."""
     return min(decay, (1 + step) / (10 + step))

@@ -1,6 +1,6 @@
-"""Training of the probe: features of the frozen networks once, then a small network by contrast with the captions.
+"""Trains the probe, a small network on frozen features that scores how well a caption fits an image.
 
-It sees photographs and their captions only, never what a tokenizer made of one.
+It sees photographs and their captions only, never a reconstruction.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from hybrid_tokenizer.metrics.probe import FEATURES, NETWORK, PROBE_FACTS, PROBE
 from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.text import MiniLMText
 
-IMAGE_SIDE = 256  # photographs take the way that evaluation gives them: a square of this side, then the network's own
+IMAGE_SIDE = 256  # as in evaluation: photographs become a square of this side, and the network then resizes that
 BATCH = 32
 FIRST_TEMPERATURE, LARGEST_SCALE = 0.05, 100.0
 LEAST_DEVIATION = 1e-4
@@ -36,8 +36,8 @@ RECALLS = (1, 5, 10)
 class TrainProbeConfig:
     """`roots` and `val_root` are folders with `captions.jsonl`."""
 
-    roots: list[str] = "???"  # type: ignore[assignment]  # what OmegaConf takes for a missing value
-    val_root: str = "???"
+    roots: list[str]
+    val_root: str
     output_dir: str = "outputs/probe"
     cache_dir: str = "outputs/probe_features"
     hidden_width: int = 512
@@ -57,16 +57,17 @@ class TrainProbeConfig:
 
 
 class Features(NamedTuple):
-    """Of images (as they are, mirrored), and of their captions, flat; image i's are `first[i]` to `first[i] + count[i]`."""
+    """Features of images and of all their captions. The captions of image i are rows `first[i]` to `first[i] + count[i]`."""
 
     images: Float[Tensor, "n 2 f"]
+    """Each image as it is, and mirrored."""
     captions: Float[Tensor, "m d"]
     first: Int[Tensor, "n"]
     count: Int[Tensor, "n"]
 
 
 def read_features(root: Path, cache: Path, text: MiniLMText, network: EfficientNetDistance) -> Features:
-    """Of a folder with captions.jsonl, from `cache` where they were computed before."""
+    """Features of a folder with captions.jsonl, from `cache` if they were computed before."""
     rows = read_captions(root)
     listing = "\n".join("\t".join((row.path.name, *row.captions)) for row in rows)
     key = hashlib.sha256(f"{network.weights_hash}\n{IMAGE_SIDE}\n{listing}".encode()).hexdigest()[:16]
@@ -87,7 +88,7 @@ def read_features(root: Path, cache: Path, text: MiniLMText, network: EfficientN
 
 
 def join(parts: Sequence[Features]) -> Features:
-    """Several folders as one."""
+    """The features of several folders as those of one."""
     offsets = torch.tensor([0, *(len(part.captions) for part in parts[:-1])]).cumsum(0)
     return Features(
         torch.cat([part.images for part in parts]),
@@ -100,14 +101,14 @@ def join(parts: Sequence[Features]) -> Features:
 def contrastive_loss(
     images: Float[Tensor, "b d"], captions: Float[Tensor, "b d"], scale: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy of unit vectors: each image against all captions of the batch, and the reverse."""
+    """Cross-entropy of each image against all captions of the batch, and the reverse. The vectors have unit length."""
     logits = scale * images @ captions.T
     own = torch.arange(len(logits))
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def recalls(images: Float[Tensor, "n d"], captions: Float[Tensor, "n d"]) -> dict[str, float]:
-    """Share of images whose own caption is among the k nearest of the set, and the reverse."""
+    """Share of images whose own caption is among the k nearest captions, and the reverse."""
     similarity = images @ captions.T
     own = similarity.diag()
     ranks = {"image_to_text": (similarity > own[:, None]).sum(1), "text_to_image": (similarity > own[None]).sum(0)}
@@ -145,7 +146,7 @@ def fit_probe(features: Features, config: TrainProbeConfig) -> tuple[Probe, floa
 
 @torch.no_grad()
 def validate(probe: Probe, features: Features) -> dict[str, float]:
-    """Retrieval among the validation pairs, each image with its first caption, and the cosine of right and other pairs."""
+    """Retrieval between images and their first captions, and the mean cosine of matching and of other pairs."""
     images, captions = probe(features.images[:, 0]), features.captions[features.first]
     similarity = images @ captions.T
     n = len(similarity)
@@ -155,7 +156,7 @@ def validate(probe: Probe, features: Features) -> dict[str, float]:
 
 
 def train_probe(config: TrainProbeConfig) -> dict[str, Any]:
-    """Features, training, validation; the facts that go into probe.json beside the weights, whose names it returns."""
+    """Compute features, train, validate, and write the weights and probe.json. Returns the facts in probe.json."""
     text, network = MiniLMText(), EfficientNetDistance(NETWORK)
     cache = Path(config.cache_dir)
     training = join([read_features(Path(root), cache, text, network) for root in config.roots])

@@ -20,8 +20,8 @@ from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.semantic.contrastive import HEADS_FOLDER, ContrastiveConfig, ContrastiveHeads, floor_value
 from hybrid_tokenizer.semantic.losses import contrastive_loss, cosine_loss, generation_loss
 from hybrid_tokenizer.text import BertTokens, CachedText, CLIPText, MiniLMText, mean_token_features, text_of
+from hybrid_tokenizer.training.config import QFORMER, ContrastiveOptions, QuantizeOptions
 from hybrid_tokenizer.training.objective import Objective, Validated
-from hybrid_tokenizer.training.weights import QFORMER, ContrastiveWeights, QuantizeStage
 
 TEACHER_SIZE = (
     192  # EfficientNet-lite's last stage has stride 32: 6 x 6 positions; at 256 px the teacher takes half of a step
@@ -37,13 +37,13 @@ class SentenceHeads(nn.Module):
     images: `teacher` lets its patches also predict the feature network's map.
     """
 
-    def __init__(self, width: int, vision_width: int, text_width: int, weights: ContrastiveWeights):
+    def __init__(self, width: int, vision_width: int, text_width: int, options: ContrastiveOptions):
         super().__init__()
-        self.vision_projection = nn.Linear(width, weights.feature_width)
-        self.text_projection = nn.Linear(text_width, weights.feature_width)
-        self.temperature = nn.Parameter(torch.tensor(weights.temperature))
+        self.vision_projection = nn.Linear(width, options.feature_width)
+        self.text_projection = nn.Linear(text_width, options.feature_width)
+        self.temperature = nn.Parameter(torch.tensor(options.temperature))
         self.teacher = nn.Linear(vision_width, TEACHER_WIDTH)
-        self.teacher.requires_grad_(weights.distillation > 0)  # distributed training refuses weights without a gradient
+        self.teacher.requires_grad_(options.distillation > 0)  # distributed training refuses weights without a gradient
 
 
 class ContrastiveObjective(Objective):
@@ -53,18 +53,18 @@ class ContrastiveObjective(Objective):
     LayerNorm trained, as SEED's does.
     """
 
-    def __init__(self, model: SemanticTokenizer, weights: ContrastiveWeights):
+    def __init__(self, model: SemanticTokenizer, options: ContrastiveOptions):
         super().__init__()
-        self.model, self.weights = model, weights
+        self.model, self.options = model, options
         for part in later_parts(model):
             part.requires_grad_(False)
-        if not weights.train_vision:
+        if not options.train_vision:
             model.vision.requires_grad_(False)
             model.vision.body.post_layernorm.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "ContrastiveObjective":
         super().train(mode)
-        if not self.weights.train_vision:
+        if not self.options.train_vision:
             self.model.vision.eval()
         return self
 
@@ -87,12 +87,12 @@ class ContrastiveObjective(Objective):
             self.image_features(causal_embeds),
             self.text_features(text_of(batch)),
             self.floored_temperature(),
-            label_smoothing=self.weights.label_smoothing,
-            literal_eq6=self.weights.literal_eq6,
-            reference_gather=self.weights.reference_gather,
+            label_smoothing=self.options.label_smoothing,
+            literal_eq6=self.options.literal_eq6,
+            reference_gather=self.options.reference_gather,
         )
         further = self.further_losses(batch, image_embeds)
-        total = contrastive + sum(getattr(self.weights, name) * value for name, value in further.items())
+        total = contrastive + sum(getattr(self.options, name) * value for name, value in further.items())
         return {
             "contrastive": contrastive,
             "temperature": self.floored_temperature().detach(),
@@ -122,11 +122,11 @@ class ContrastiveObjective(Objective):
 class SentenceContrastive(ContrastiveObjective):
     """Captions by the frozen sentence encoder of the embedded preset and a projection."""
 
-    def __init__(self, model: SemanticTokenizer, weights: ContrastiveWeights):
-        super().__init__(model, weights)
-        self.heads = SentenceHeads(model.config.width, model.config.vision_width, MiniLMText.width, weights)
+    def __init__(self, model: SemanticTokenizer, options: ContrastiveOptions):
+        super().__init__(model, options)
+        self.heads = SentenceHeads(model.config.width, model.config.vision_width, MiniLMText.width, options)
         helpers: dict[str, nn.Module] = {"text": MiniLMText()}
-        if weights.distillation:
+        if options.distillation:
             helpers["teacher"] = EfficientNetDistance("lite0")
         self.freeze(**helpers)
 
@@ -137,10 +137,10 @@ class SentenceContrastive(ContrastiveObjective):
         return F.normalize(self.heads.text_projection(self.frozen["text"].sentence_features(captions)).float(), dim=-1)
 
     def floored_temperature(self) -> Float[Tensor, ""]:
-        return floor_value(self.heads.temperature, self.weights.temperature_floor)
+        return floor_value(self.heads.temperature, self.options.temperature_floor)
 
     def further_losses(self, batch: dict[str, Any], image_embeds: Tensor) -> dict[str, Float[Tensor, ""]]:
-        return {"distillation": self.distillation(image_embeds, batch["images"])} if self.weights.distillation else {}
+        return {"distillation": self.distillation(image_embeds, batch["images"])} if self.options.distillation else {}
 
     def distillation(self, image_embeds: Tensor, images: Tensor) -> Float[Tensor, ""]:
         """1 - cosine between each patch's prediction and the teacher's features there."""
@@ -159,15 +159,15 @@ class QFormerContrastive(ContrastiveObjective):
     """
 
     def __init__(
-        self, model: SemanticTokenizer, weights: ContrastiveWeights, heads: ContrastiveHeads, tokens: BertTokens
+        self, model: SemanticTokenizer, options: ContrastiveOptions, heads: ContrastiveHeads, tokens: BertTokens
     ):
-        super().__init__(model, weights)
+        super().__init__(model, options)
         if tokens.vocab_size > heads.config.vocab_size:
             raise HybridTokenizerError(
                 f"the tokenizer has {tokens.vocab_size} words, the stage-1 heads {heads.config.vocab_size}; "
                 "give the tokenizer that they were trained with as contrastive.tokenizer"
             )
-        heads.config = replace(heads.config, temperature_floor=weights.temperature_floor)
+        heads.config = replace(heads.config, temperature_floor=options.temperature_floor)
         self.heads, self.tokens = heads, tokens
         self.freeze()
 
@@ -186,19 +186,19 @@ class QFormerContrastive(ContrastiveObjective):
         self.heads.save_pretrained(folder / HEADS_FOLDER)
 
 
-def build_contrastive(model: SemanticTokenizer, weights: ContrastiveWeights, init: str | None) -> ContrastiveObjective:
-    """Stage 1 as `weights.text` says. `init` is the folder that `model` came from: its heads, if it has any, go on."""
-    if weights.text != QFORMER:
-        return SentenceContrastive(model, weights)
-    tokens = BertTokens(weights.tokenizer)
+def build_contrastive(model: SemanticTokenizer, options: ContrastiveOptions, init: str | None) -> ContrastiveObjective:
+    """Stage 1 as `options.text` says. `init` is the folder that `model` came from: its heads, if it has any, go on."""
+    if options.text != QFORMER:
+        return SentenceContrastive(model, options)
+    tokens = BertTokens(options.tokenizer)
     stored = None if init is None else Path(init) / HEADS_FOLDER
     if stored is not None and stored.is_dir():
         heads = ContrastiveHeads.from_pretrained(stored)
     else:
         print(f"stage-1 heads start from random weights ({stored or 'semantic.init'} is not there)", flush=True)
-        sizes = ContrastiveConfig.matching(model.config, tokens.vocab_size, feature_width=weights.feature_width)
-        heads = ContrastiveHeads(replace(sizes, temperature=weights.temperature))
-    return QFormerContrastive(model, weights, heads, tokens)
+        sizes = ContrastiveConfig.matching(model.config, tokens.vocab_size, feature_width=options.feature_width)
+        heads = ContrastiveHeads(replace(sizes, temperature=options.temperature))
+    return QFormerContrastive(model, options, heads, tokens)
 
 
 class QuantizeObjective(Objective):
@@ -207,7 +207,7 @@ class QuantizeObjective(Objective):
     def __init__(
         self,
         model: SemanticTokenizer,
-        weights: QuantizeStage,
+        options: QuantizeOptions,
         text: MiniLMText | CLIPText | CachedText | None = None,
     ):
         """text: the frozen tower of eq. 8, as wide as the generation embeddings; None is the embedded sentence encoder."""
@@ -221,7 +221,7 @@ class QuantizeObjective(Objective):
                 f"the text encoder gives {text.length} x {text.width} a caption, this tokenizer {made[0]} x {made[1]}; "
                 "give the Stable Diffusion in use as quantize.text, and a SEED v1 tokenizer (SEED-2 makes one image embedding)"
             )
-        self.model, self.weights = model, weights
+        self.model, self.options = model, options
         for part in (model.vision, model.causal_qformer):
             part.requires_grad_(False)
         self.freeze(text=text)
@@ -242,10 +242,10 @@ class QuantizeObjective(Objective):
             "cosine": cosine_loss(output.cosine_embeds.float(), causal_embeds),
             "generation": generation_loss(output.generation_embeds.float(), target),
         }
-        if self.weights.sentence:
+        if self.options.sentence:
             means = (mean_token_features(embeds) for embeds in (output.generation_embeds, target))
             losses["sentence"] = contrastive_loss(*means, target.new_tensor(SENTENCE_TEMPERATURE))
-        total = sum(getattr(self.weights, name) * value for name, value in losses.items())
+        total = sum(getattr(self.options, name) * value for name, value in losses.items())
         return {**losses, "total": total}
 
     def validate(self, batches: list[dict[str, Any]]) -> Validated:

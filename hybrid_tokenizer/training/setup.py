@@ -1,4 +1,4 @@
-"""From a data configuration to what the loop takes: the training stream and the validation batches."""
+"""Turns a run's configuration into what the loop takes: the model at its start, the training stream, validation batches."""
 
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,22 @@ from hybrid_tokenizer.data.items import Item, folder_of, item_captions, item_pat
 from hybrid_tokenizer.data.training import collate
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
+from hybrid_tokenizer.guide.warm_start import start_from
 from hybrid_tokenizer.images import fit_square, from_pil
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.training.config import TrainingConfig
 
 INDEX_FOLDER = "cache/shards"
-"""Inside a run's folder: the indexes of the WebDataset shards that it reads."""
+"""Where a run's folder keeps the indexes of the WebDataset shards that it reads."""
 
 
 def split_items(data: DataConfig, captions: bool, index_folder: Path | None = None) -> tuple[list[Item], list[Item]]:
-    """(training, validation) items of all roots, each root repeated as asked for.
+    """Training items and validation items of all roots. Training items appear as often as `data.repeats` says.
 
-    index_folder: where the indexes of WebDataset shards are kept for the next start.
+    Args:
+        captions: items are image-text pairs.
+        index_folder: keeps the indexes of WebDataset shards for the next start.
     """
     training: list[Item] = []
     validation: list[Item] = []
@@ -42,7 +46,7 @@ def split_items(data: DataConfig, captions: bool, index_folder: Path | None = No
 def build_data(
     data: DataConfig, training: TrainingConfig, captions: bool = False, index_folder: Path | None = None
 ) -> tuple[TrainingStream, list[dict[str, Any]]]:
-    """The stream, and validation batches of at most `training.max_val_images` centre crops spread over the set."""
+    """The training stream, and validation batches of at most `training.max_val_images` centre crops."""
     items, held = split_items(data, captions, index_folder)
     return TrainingStream(items, data.crop, training.seed), validation_batches(
         held, data.val_image_size or data.image_size, training
@@ -50,7 +54,8 @@ def build_data(
 
 
 def validation_batches(items: list[Item], image_size: int, training: TrainingConfig) -> list[dict[str, Any]]:
-    """Whole batches of the training's batch size, in the items' order; unreadable images are named and left out."""
+    """Centre crops of items spread evenly over `items`, in batches of the training's size. Unreadable images are reported and
+    left out."""
     count = min(len(items), training.max_val_images)
     chosen = [items[round(index)] for index in torch.linspace(0, len(items) - 1, count).tolist()] if count else []
     samples = []
@@ -69,13 +74,21 @@ def validation_batches(items: list[Item], image_size: int, training: TrainingCon
     ]
 
 
+def start_guide(config: GuideConfig, init: str | None) -> GuideTokenizer:
+    """Random weights, those of a stored guide tokenizer, or a warm start from an f8 MoVQ."""
+    model = GuideTokenizer(config)
+    if init is not None:
+        start_from(model, init)
+    return model
+
+
 def start_diffusion(config: DiffusionConfig, init: str | None) -> DiffusionDecoder:
-    """Random weights, or those of a DiffusionDecoder or Stable Diffusion folder."""
+    """Random weights, or those of a DiffusionDecoder or Stable Diffusion folder, whose sizes then replace those of `config`."""
     return DiffusionDecoder(config) if init is None else DiffusionDecoder.from_pretrained(init)
 
 
 def start_semantic(config: SemanticConfig, init: str | None) -> SemanticTokenizer:
-    """Random weights, or those of a SemanticTokenizer folder (whose sizes then hold)."""
+    """Random weights, or those of a SemanticTokenizer folder, whose sizes then replace those of `config`."""
     if init is None:
         return SemanticTokenizer(config)
     if not Path(init).is_dir():

@@ -1,4 +1,4 @@
-"""Branch III's U-Net: from nothing for the embedded preset, or a published one that learns to read the guide."""
+"""Stages `unet` and `finetune`: train the embedded preset's U-Net, or teach a published one to read the guide."""
 
 from pathlib import Path
 from typing import Any
@@ -17,39 +17,39 @@ from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.text import MiniLMText, text_of
-from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.config import TrainingConfig, UNetOptions
 from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
 from hybrid_tokenizer.training.loop import choose_precision
 from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, split_items, validation_batches
-from hybrid_tokenizer.training.weights import UNetLossWeights
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 TEACHER = "lite0"
-CHOOSER = "lite1"  # validates: a lone teacher's own distance goes on falling when no other's does
+VALIDATOR = "lite1"  # not the teacher, whose own distance goes on falling when no other network's does
 NUM_PICTURES = 4
 RESTORING_STRENGTH = 0.4
 
 
 class UNetObjective(Objective):
-    """Denoising score matching on cached latents.
+    """Denoising on cached latents, and with `unet.perceptual` or `unet.pixel` losses on the decoded prediction."""
 
-    Conditions are text features and, with `semantic`, generation embeddings. With `text` the null condition becomes the
-    text tower's answer to the empty caption; without it the decoder keeps its own.
-    With `guide` the U-Net also reads the latents of the decoded guide; a decoder that does not yet is widened for it, and
-    computes the same as before (`DiffusionDecoder.add_guide_conditioning`).
-    With a `perceptual` or `pixel` weight the clean latents that each prediction stands for are decoded too, and compared
-    with the photograph.
-    """
+    decoder: DiffusionDecoder
 
     def __init__(
         self,
         decoder: DiffusionDecoder,
         semantic: SemanticTokenizer | None,
-        weights: UNetLossWeights,
+        options: UNetOptions,
         guide: GuideTokenizer | None = None,
         text: MiniLMText | None = None,
     ):
+        """Conditions are text features where `text` is given and generation embeddings where `semantic` is; one must be.
+
+        Args:
+            guide: the U-Net then also reads the latents of the decoded guide. A decoder that does not read them yet gets the
+                inputs for it, and computes the same as before (`DiffusionDecoder.add_guide_conditioning`).
+            text: the null condition then becomes the features of the empty caption. Without it the decoder keeps its own.
+        """
         super().__init__()
         if semantic is None and text is None:
             raise HybridTokenizerError(
@@ -61,18 +61,18 @@ class UNetObjective(Objective):
             raise HybridTokenizerError("the decoder reads guides, and no guide tokenizer is given; give guide_folder")
         if text is not None:
             decoder.set_null_condition(text.token_features([""]))
-        self.decoder = (decoder,)  # a tuple: its parts are `model` or frozen, and none must be registered twice
-        self.weights = weights
+        self.refer_to(decoder=decoder)
+        self.options = options
         vae = {f"vae_{name}": part for name, part in decoder.vae.named_children()}
         trained: dict[str, nn.Module] = {"unet": decoder.unet}
-        if weights.vae_decoder:
+        if options.vae_decoder:
             trained["vae_decoder"] = vae.pop("vae_decoder")
         self.model: nn.Module = nn.ModuleDict(trained) if len(trained) > 1 else decoder.unet
         helpers = {**vae, "text": text, "semantic": semantic, "guide": guide}
-        if weights.perceptual or weights.pixel:
+        if options.perceptual or options.pixel:
             helpers[TEACHER] = EfficientNetDistance(TEACHER)
         if guide is not None:
-            helpers[CHOOSER] = EfficientNetDistance(CHOOSER)
+            helpers[VALIDATOR] = EfficientNetDistance(VALIDATOR)
         self.freeze(**{name: module for name, module in helpers.items() if module is not None})
         alphas = torch.as_tensor(decoder.schedule.alphas_cumprod, dtype=torch.float32)
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
@@ -82,13 +82,13 @@ class UNetObjective(Objective):
     ) -> tuple[LatentStream, list[dict[str, Any]]]:
         """The stream, cached in `output_dir`, and the validation batches."""
         items, held = split_items(data, captions="text" in self.frozen, index_folder=output_dir / INDEX_FOLDER)
-        frozen, decoder = dict(self.frozen.items()), self.decoder[0]
+        frozen, decoder = dict(self.frozen.items()), self.decoder
         semantic, guide = frozen.get("semantic"), frozen.get("guide")
-        starts_linear = self.weights.linear_path and decoder.config.guide_residual is None
-        views, seed = self.weights.views, training.seed
+        starts_linear = self.options.linear_path and decoder.config.guide_residual is None
+        views, seed = self.options.views, training.seed
         self.frozen.to(memory_format=torch.channels_last)
         bf16 = choose_precision(training) == "bf16"
-        pixels = bool(self.weights.perceptual or self.weights.pixel)
+        pixels = bool(self.options.perceptual or self.options.pixel)
         stream = cache_latents(
             output_dir / "cache", items, data.crop, views, seed, decoder, semantic, guide, bf16, pixels
         )
@@ -106,9 +106,9 @@ class UNetObjective(Objective):
         guide_latents: Float[Tensor, "b c h w"] | None,
         restores: Bool[Tensor, "b"] | None = None,
     ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b c h w"]]:
-        """Mean squared error of the prediction, an image, and the clean latents that the prediction stands for.
+        """Mean squared error of the prediction, one value per image, and the clean latents that the prediction implies.
 
-        restores: the images that show the guide in place of noised latents (`UNetLossWeights.restore_share`).
+        restores: the images that show the guide in place of noised latents (`UNetOptions.restore_share`).
         """
         noise = torch.randn(latents.shape).to(latents)
         levels = self.alphas_cumprod[timesteps]
@@ -116,9 +116,9 @@ class UNetObjective(Objective):
         if restores is not None:
             noisy = select(restores, q_sample(guide_latents, torch.zeros_like(noise), levels), noisy)
         inputs = noisy if guide_latents is None else torch.cat([noisy, guide_latents], dim=1)
-        predicted = self.decoder[0].unet(inputs, timesteps, encoder_hidden_states=condition).sample.float()
-        predicted = predicted + self.decoder[0].linear_part(noisy, guide_latents, levels)
-        prediction_type = self.decoder[0].config.prediction_type
+        predicted = self.decoder.unet(inputs, timesteps, encoder_hidden_states=condition).sample.float()
+        predicted = predicted + self.decoder.linear_part(noisy, guide_latents, levels)
+        prediction_type = self.decoder.config.prediction_type
         target = training_target(latents, noise, levels, prediction_type)
         error = (predicted - target).square().mean((1, 2, 3))
         original = predict_original(predicted, noisy, levels, prediction_type)
@@ -132,17 +132,16 @@ class UNetObjective(Objective):
         original: Float[Tensor, "b c h w"],
         pixels: UInt8[Tensor, "b 3 H W"],
     ) -> dict[str, Float[Tensor, ""]]:
-        """Feature distance and squared error between a window of what `original` decodes to and of the photographs.
+        """Feature distance and squared error between decoded `original` and the photographs, on one window.
 
-        Where the VAE's decoder trains, it also decodes some of the true latents, in the place of `original`.
+        Where the VAE's decoder trains, some images decode their true latents instead (`UNetOptions.vae_share`).
         """
-        decoder = self.decoder[0]
-        window = random_window(latents.shape[-2:], self.weights.perceptual_window)
+        decoder = self.decoder
+        window = random_window(latents.shape[-2:], self.options.perceptual_window)
         target = from_uint8(pixels[enlarged(window, decoder.config.vae_factor)])
-        if self.weights.vae_decoder:
-            original = select(torch.rand(len(latents)) < self.weights.vae_share, latents, original)
+        if self.options.vae_decoder:
+            original = select(torch.rand(len(latents)) < self.options.vae_share, latents, original)
         decoded = decoder.decode_latents(original[window])
-        torch.randint(1, ())  # keeps the random numbers of a step's later micro-batches the same as in earlier versions
         return {
             "perceptual": self.frozen[TEACHER](decoded, target).mean(),
             "pixel": (decoded - target).square().mean(),
@@ -151,51 +150,51 @@ class UNetObjective(Objective):
     def conditions(self, batch: dict[str, Any]) -> Float[Tensor, "b n d"]:
         """Text features, some replaced by generation embeddings, some by the null condition."""
         count = len(batch["latents"])
-        share = self.weights.semantic_share if "text" in self.frozen else 1.0
+        share = self.options.semantic_share if "text" in self.frozen else 1.0
         share = share if "semantic" in self.frozen else 0.0
         condition = self.frozen["text"].token_features(text_of(batch)) if share < 1 else None
         if share > 0:
             generated = self.frozen["semantic"].decode(batch["semantic_indices"]).float()
             use_text = torch.rand(count) >= share
             condition = generated if condition is None else select(use_text, condition, generated)
-        null = self.decoder[0].null_condition.to(condition).expand_as(condition)
-        return select(torch.rand(count) < self.weights.null_share, null, condition)
+        null = self.decoder.null_condition.to(condition).expand_as(condition)
+        return select(torch.rand(count) < self.options.null_share, null, condition)
 
     def guide_latents(self, prefixes: Float[Tensor, "b s c h w"]) -> Float[Tensor, "b c h w"]:
-        """The whole guide's, sometimes those of a shorter prefix, sometimes none at all: zeros."""
+        """For each image those of the whole guide, of a shorter prefix, or zeros for no guide."""
         count = len(prefixes)
-        chosen = select(torch.rand(count) < self.weights.prefix_dropout, prefixes[:, 0], prefixes[:, -1])
-        return select(torch.rand(count) < self.weights.guide_dropout, torch.zeros_like(chosen), chosen)
+        chosen = select(torch.rand(count) < self.options.prefix_dropout, prefixes[:, 0], prefixes[:, -1])
+        return select(torch.rand(count) < self.options.guide_dropout, torch.zeros_like(chosen), chosen)
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         latents, pixels = batch["latents"], batch.get("pixels")
         guide_latents = None
         if "guide" in self.frozen:
             guide_latents = self.guide_latents(batch["guide_latents"])
-        if self.weights.crop and torch.rand(()) < self.weights.crop_share:
-            window = random_window(latents.shape[-2:], self.weights.crop)
+        if self.options.crop and torch.rand(()) < self.options.crop_share:
+            window = random_window(latents.shape[-2:], self.options.crop)
             latents = latents[window]
-            pixels = None if pixels is None else pixels[enlarged(window, self.decoder[0].config.vae_factor)]
+            pixels = None if pixels is None else pixels[enlarged(window, self.decoder.config.vae_factor)]
             guide_latents = None if guide_latents is None else guide_latents[window]
         count = len(self.alphas_cumprod)
-        draws = (count * torch.rand(len(latents)) ** self.weights.timestep_power).long()
+        draws = (count * torch.rand(len(latents)) ** self.options.timestep_power).long()
         timesteps = draws.clamp(max=count - 1).to(latents.device)
         restores = None
-        if self.weights.restore_share and guide_latents is not None:
+        if self.options.restore_share and guide_latents is not None:
             given = guide_latents.abs().amax((1, 2, 3)) > 0
-            restores = given & (torch.rand(len(latents)) < self.weights.restore_share).to(given.device)
+            restores = given & (torch.rand(len(latents)) < self.options.restore_share).to(given.device)
         errors, original = self.denoise(latents, timesteps, self.conditions(batch), guide_latents, restores)
         losses = {"denoising": errors.mean()}
         total = losses["denoising"]
-        if self.weights.perceptual or self.weights.pixel:
+        if self.options.perceptual or self.options.pixel:
             losses |= self.decoded_losses(latents, original, pixels)
-            total = total + self.weights.perceptual * losses["perceptual"] + self.weights.pixel * losses["pixel"]
+            total = total + self.options.perceptual * losses["perceptual"] + self.options.pixel * losses["pixel"]
         return {**losses, "total": total}
 
     def validate(self, batches: list[dict[str, Any]]) -> Validated:
-        """Denoising error under each kind of condition and guide at fixed timesteps; with a guide, what decoding restores;
-        images re-rendered from several strengths."""
-        decoder = self.decoder[0].to(self.alphas_cumprod.device)
+        """Denoising error at fixed timesteps for each kind of condition and guide. With a guide, also PSNR and feature
+        distance of what decoding restores. The pictures are decoded at several strengths."""
+        decoder = self.decoder.to(self.alphas_cumprod.device)
         values: dict[str, list[Tensor]] = {}
         rows = []
         for number, batch in enumerate(batches):
@@ -226,8 +225,8 @@ class UNetObjective(Objective):
                 round_trip = decoder.decode_latents(latents).clamp(-1, 1)
                 for name, result in (("guide", start), ("restored", restored), ("vae", round_trip)):
                     values.setdefault(f"psnr_{name}", []).append(psnr(result, images))
-                    distance = efficientnet_distance(self.frozen[CHOOSER], result, images)
-                    values.setdefault(f"effnet_{CHOOSER}_distance_{name}", []).append(distance)
+                    distance = efficientnet_distance(self.frozen[VALIDATOR], result, images)
+                    values.setdefault(f"effnet_{VALIDATOR}_distance_{name}", []).append(distance)
             if number == 0:
                 shown = images[:NUM_PICTURES]
                 starts = shown if guide_latents is None else start[:NUM_PICTURES]
@@ -238,33 +237,33 @@ class UNetObjective(Objective):
     def rendered(
         self, starts: Float[Tensor, "b 3 h w"], condition: Float[Tensor, "b n d"], strength: float
     ) -> Float[Tensor, "b 3 h w"]:
-        """From `starts` as training prepares for: by inversion of the guide, or under fresh noise, always the same."""
+        """Decoded from `starts` in the way that the run trains for; the noise is the same at every validation."""
         options = {"start": "add_noise", "num_inference_steps": 20}
-        if self.weights.restore_share:
+        if self.options.restore_share:
             options = {"start": "linear_estimate", "num_inference_steps": 5}
-        return self.decoder[0].decode(
+        return self.decoder.decode(
             starts, condition, tuple(starts.shape[-2:]), strength=strength, generator=torch.Generator().manual_seed(0),
             **options,
         )  # fmt: skip
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
-        self.decoder[0].save_pretrained(folder)
+        self.decoder.save_pretrained(folder)
 
 
 def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:
-    """Index of a square of `side`, or less where there is less, somewhere in planes of `size`."""
+    """Index of a random square in planes of `size`. Its side is `side`, or that of the plane where it is smaller."""
     side = min(side, *size)
     top, left = (int(torch.randint(whole - side + 1, ())) for whole in size)
     return (..., slice(top, top + side), slice(left, left + side))
 
 
 def enlarged(window: tuple[Any, ...], factor: int) -> tuple[Any, ...]:
-    """The pixels of a window of latents."""
+    """The window of pixels that a window of latents covers."""
     return (..., *(slice(factor * part.start, factor * part.stop) for part in window[1:]))
 
 
 def select(
     chosen: Bool[Tensor, "b"], yes: Float[Tensor, "b ..."], no: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
-    """Row by row."""
+    """`yes` in the chosen rows, `no` in the others."""
     return torch.where(chosen.to(yes.device).view(-1, *[1] * (yes.ndim - 1)), yes, no)

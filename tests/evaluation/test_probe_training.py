@@ -74,9 +74,9 @@ def test_from_folders_to_a_score(tmp_path):
 
 def test_impossible_settings_are_refused():
     with pytest.raises(HybridTokenizerError, match="steps=0 must be at least 1"):
-        TrainProbeConfig(roots=[], steps=0)
+        TrainProbeConfig(roots=[], val_root="", steps=0)
     with pytest.raises(HybridTokenizerError, match=r"must lie in \[0, 1\)"):
-        TrainProbeConfig(roots=[], dropout=1.0)
+        TrainProbeConfig(roots=[], val_root="", dropout=1.0)
 
 
 def test_the_committed_probe_is_small_and_far_from_chance():

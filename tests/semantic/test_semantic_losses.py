@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import ContrastiveConfig, ContrastiveHeads, SemanticConfig
 from hybrid_tokenizer.semantic.losses import (
-    QuantizeWeights,
+    QuantizeLossOptions,
     contrastive_loss,
     cosine_loss,
     gather_features,
@@ -117,7 +117,7 @@ def test_generation_loss_is_the_mean_over_all_elements():
 
 
 def test_stage_two_weights_are_seeds():
-    weights = QuantizeWeights()
+    weights = QuantizeLossOptions()
     assert (weights.vq, weights.cosine, weights.generation) == (5.0, 2.0, 0.5)
 
 

@@ -8,15 +8,15 @@ from test_loop import rows_of, run
 from training_runs import final_weights
 
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.training.config import GuideLossOptions
 from hybrid_tokenizer.training.guide import CodebookWatch, GuideObjective
-from hybrid_tokenizer.training.weights import GuideLossWeights
 
-WEIGHTS = GuideLossWeights(adversarial=0.5, adversarial_from=2, discriminator_layers=1)
+OPTIONS = GuideLossOptions(adversarial=0.5, adversarial_from=2, discriminator_layers=1)
 
 
-def objective(weights=WEIGHTS):
+def objective(options=OPTIONS):
     torch.manual_seed(0)
-    return GuideObjective(small_hybrid().guide.train(), weights)
+    return GuideObjective(small_hybrid().guide.train(), options)
 
 
 def test_a_run_with_a_discriminator_resumes_exactly(pictures, tmp_path):
@@ -37,7 +37,7 @@ def test_a_run_with_a_discriminator_resumes_exactly(pictures, tmp_path):
 
 def test_each_player_moves_only_itself():
     """The tokenizer's term gives the discriminator no gradient, the discriminator's gives the tokenizer none."""
-    player = objective(GuideLossWeights(adversarial=1.0, discriminator_layers=1))
+    player = objective(GuideLossOptions(adversarial=1.0, discriminator_layers=1))
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     losses = player({"images": images}, 0)
     of_discriminator = list(player.discriminator.parameters())
@@ -52,7 +52,7 @@ def test_each_player_moves_only_itself():
     expected = losses["recon"] + losses["vq"] + losses["adaptive_weight"] * losses["adversarial"]
     torch.testing.assert_close(losses["total"], expected + losses["discriminator"])
     with pytest.raises(HybridTokenizerError, match="16 px are too small for 5 discriminator layers"):
-        objective(GuideLossWeights(adversarial=1.0, discriminator_layers=5))
+        objective(GuideLossOptions(adversarial=1.0, discriminator_layers=5))
 
 
 def test_a_dead_codebook_is_named_once_a_window(capsys):

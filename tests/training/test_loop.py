@@ -12,12 +12,11 @@ from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.quantizers import QuantizerConfig
-from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.config import GuideLossOptions, TrainingConfig
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.objective import Objective, Validated
 from hybrid_tokenizer.training.setup import build_data
-from hybrid_tokenizer.training.weights import GuideLossWeights
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,7 @@ def guide_objective(kind="ema", nested=False):
         encoder_attention=[], decoder_attention=[], norm_type="group", norm_num_groups=4, stem="unshuffle", stem_factor=2,
         guide_scales=[1, 2, 4] if nested else None, quantizer=QuantizerConfig(kind, codebook_size=16, codebook_dim=4),
     )  # fmt: skip
-    return GuideObjective(GuideTokenizer(config), GuideLossWeights())
+    return GuideObjective(GuideTokenizer(config), GuideLossOptions())
 
 
 def settings(**changes):
@@ -121,7 +120,7 @@ class Breaking(GuideObjective):
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(pictures, tmp_path):
     plain = guide_objective()
     with pytest.raises(HybridTokenizerError, match="learning_rate") as error:
-        run(Breaking(plain.model, plain.weights), pictures, tmp_path / "run", max_steps=8, save_every=2)
+        run(Breaking(plain.model, plain.options), pictures, tmp_path / "run", max_steps=8, save_every=2)
     assert "\n" not in str(error.value) and "total" in str(error.value)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert [row["step"] for row in rows_of(tmp_path / "run") if "total" in row] == [2]

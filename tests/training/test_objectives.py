@@ -11,17 +11,17 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import from_uint8, to_uint8
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.text import MiniLMText
+from hybrid_tokenizer.training.config import (
+    ContrastiveOptions,
+    GuideLossOptions,
+    QuantizeOptions,
+    UNetOptions,
+    VAELossOptions,
+)
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, SentenceContrastive
 from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
-from hybrid_tokenizer.training.weights import (
-    ContrastiveWeights,
-    GuideLossWeights,
-    QuantizeStage,
-    UNetLossWeights,
-    VAELossWeights,
-)
 
 CAPTIONS = ["two cats on a sofa", "a red bus", "mountains at dusk", "a bowl of soup"]
 
@@ -48,7 +48,7 @@ def batch_of(objective):
     if isinstance(objective, UNetObjective):
         tokens = objective.frozen["semantic"].encode(images)
         batch |= {
-            "latents": objective.decoder[0].encode_latents(images),
+            "latents": objective.decoder.encode_latents(images),
             "semantic_indices": tokens,
             "pixels": to_uint8(images),
         }
@@ -58,20 +58,20 @@ def batch_of(objective):
 def build(stage):
     torch.manual_seed(0)
     if stage == "guide":
-        return GuideObjective(small_hybrid(nested=True).guide, GuideLossWeights(perceptual=0.1))
+        return GuideObjective(small_hybrid(nested=True).guide, GuideLossOptions(perceptual=0.1))
     if stage == "vae":
-        return VAEObjective(small_hybrid().diffusion, VAELossWeights())
+        return VAEObjective(small_hybrid().diffusion, VAELossOptions())
     if stage.startswith("unet"):
-        weights = UNetLossWeights(
+        options = UNetOptions(
             perceptual=0.05,
             pixel=1.0,
             timestep_power=1.5,
             vae_decoder=stage == "unet_and_vae_decoder",
         )
-        return UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+        return UNetObjective(text_decoder(), small_semantic(), options, text=MiniLMText())
     if stage == "quantize":
-        return QuantizeObjective(small_semantic(), QuantizeStage(sentence=0.2))
-    return SentenceContrastive(small_semantic(), ContrastiveWeights(label_smoothing=0.0, feature_width=32))
+        return QuantizeObjective(small_semantic(), QuantizeOptions(sentence=0.2))
+    return SentenceContrastive(small_semantic(), ContrastiveOptions(label_smoothing=0.0, feature_width=32))
 
 
 @pytest.mark.parametrize("stage", ["guide", "vae", "unet", "unet_and_vae_decoder", "contrastive", "quantize"])
@@ -94,7 +94,7 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
 
     after = objective.state_dict()
     if stage.startswith("unet"):
-        vae = objective.decoder[0].vae
+        vae = objective.decoder.vae
         assert all(
             not weight.requires_grad for name, weight in vae.named_parameters() if not name.startswith("decoder.")
         )
@@ -113,7 +113,7 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
     if validated.pictures is not None:
         assert validated.pictures.shape[2:] == (3, 32, 32) and validated.pictures.isfinite().all()
     objective.export(tmp_path / "final", [batch])
-    component = objective.decoder[0] if stage.startswith(("vae", "unet")) else objective.model
+    component = objective.decoder if stage.startswith(("vae", "unet")) else objective.model
     mine = component.state_dict()
     for key, value in type(component).from_pretrained(tmp_path / "final").state_dict().items():
         assert torch.equal(value, mine[key]), key
@@ -121,8 +121,8 @@ def test_a_small_set_is_soon_known_by_heart(stage, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_unet_conditions_come_from_one_tower_where_the_other_has_no_share(share, monkeypatch):
-    weights = UNetLossWeights(semantic_share=share, null_share=0.0)
-    objective = UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+    options = UNetOptions(semantic_share=share, null_share=0.0)
+    objective = UNetObjective(text_decoder(), small_semantic(), options, text=MiniLMText())
     batch = batch_of(objective)
     text = objective.frozen["text"].token_features(CAPTIONS)
     generated = objective.frozen["semantic"].decode(batch["semantic_indices"])
@@ -133,7 +133,7 @@ def test_unet_conditions_come_from_one_tower_where_the_other_has_no_share(share,
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_unet_steps_see_one_window_of_latents_and_guides(share, monkeypatch):
-    objective = UNetObjective(text_decoder(), small_semantic(), UNetLossWeights(crop=2, crop_share=share))
+    objective = UNetObjective(text_decoder(), small_semantic(), UNetOptions(crop=2, crop_share=share))
     batch = batch_of(objective)
     guides = torch.arange(4.0).view(4, 1, 1, 1) + batch["latents"]
     monkeypatch.setattr(objective, "guide_latents", lambda prefixes: guides)
@@ -156,19 +156,17 @@ def test_unet_steps_see_one_window_of_latents_and_guides(share, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_decoded_losses_compare_with_the_photograph_at_the_same_place(share, crop, monkeypatch):
     """A U-Net that knows the true latents, and a VAE that is exact: nothing is left to lose, wherever the windows lie."""
-    weights = UNetLossWeights(
-        pixel=1.0, perceptual=1.0, perceptual_window=3, crop=crop, vae_decoder=True, vae_share=share
-    )
-    objective = UNetObjective(text_decoder(), small_semantic(), weights, text=MiniLMText())
+    options = UNetOptions(pixel=1.0, perceptual=1.0, perceptual_window=3, crop=crop, vae_decoder=True, vae_share=share)
+    objective = UNetObjective(text_decoder(), small_semantic(), options, text=MiniLMText())
     batch = batch_of(objective)
-    factor = objective.decoder[0].config.vae_factor
+    factor = objective.decoder.config.vae_factor
     side = 8 * factor
     coarse = to_uint8(noise_images(4, height=8, width=8))
     batch["pixels"] = coarse.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     batch["latents"] = torch.cat([from_uint8(coarse), from_uint8(coarse)[:, :1]], dim=1)
     assert batch["pixels"].shape[-2:] == (side, side)
     monkeypatch.setattr(
-        objective.decoder[0], "decode_latents",
+        objective.decoder, "decode_latents",
         lambda latents: latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2),
     )  # fmt: skip
 
@@ -184,11 +182,14 @@ def test_decoded_losses_compare_with_the_photograph_at_the_same_place(share, cro
     assert (objective(batch, 0)["pixel"] > 0.01) == (share == 0)
 
 
-def test_contradictory_or_negative_loss_weights_are_refused():
+def test_contradictory_or_negative_options_are_refused():
     with pytest.raises(HybridTokenizerError, match=r"vae_decoder=true .* has no loss"):
-        UNetLossWeights(vae_decoder=True)
-    with pytest.raises(HybridTokenizerError, match="perceptual=-1"):
-        UNetLossWeights(perceptual=-1.0)
+        UNetOptions(vae_decoder=True)
+    for options, group in (
+        (UNetOptions, "unet"), (GuideLossOptions, "loss"), (VAELossOptions, "vae_loss"),
+    ):  # fmt: skip
+        with pytest.raises(HybridTokenizerError, match=rf"^{group}\.perceptual=-1\.0 must not be negative"):
+            options(perceptual=-1.0)
 
 
 def test_the_sentence_term_tells_captions_apart():
@@ -201,7 +202,7 @@ def test_the_sentence_term_tells_captions_apart():
     losses = []
     for step in range(40):
         values = objective(batch, step)
-        expected = sum(getattr(objective.weights, name) * value for name, value in values.items() if name != "total")
+        expected = sum(getattr(objective.options, name) * value for name, value in values.items() if name != "total")
         torch.testing.assert_close(values["total"], expected)
         losses.append(values["sentence"].item())
         optimizer.zero_grad()

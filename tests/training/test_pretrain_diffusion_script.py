@@ -8,8 +8,8 @@ from training_runs import picture, said
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
+from hybrid_tokenizer.training.config import UNetOptions
 from hybrid_tokenizer.training.unet import UNetObjective
-from hybrid_tokenizer.training.weights import UNetLossWeights
 
 SMALL = (
     "diffusion.unet.block_out_channels=[32,32,32]", "diffusion.vae.block_out_channels=[8,8,8,8]", "diffusion.vae.decoder_channels=8",
@@ -113,7 +113,7 @@ def test_a_trained_decoder_learns_to_read_guides(script, pairs, tmp_path):
     hybrid = small_hybrid()
     for name, part in (("decoder", hybrid.diffusion), ("semantic", hybrid.semantic), ("guide", hybrid.guide)):
         part.save_pretrained(tmp_path / name)
-    objective = UNetObjective(hybrid.diffusion, hybrid.semantic, UNetLossWeights(), hybrid.guide)
+    objective = UNetObjective(hybrid.diffusion, hybrid.semantic, UNetOptions(), hybrid.guide)
     plain, images = small_hybrid(), noise_images(2)
     tokens = plain.encode(images)
     embeds = plain.semantic.decode(tokens.semantic_indices)
@@ -121,17 +121,19 @@ def test_a_trained_decoder_learns_to_read_guides(script, pairs, tmp_path):
     options = {"start": "add_noise", "strength": 0.5, "num_inference_steps": 4}
     before, after = (
         decoder.decode(guides, embeds, (32, 48), generator=torch.Generator().manual_seed(0), **options)
-        for decoder in (plain.diffusion, objective.decoder[0])
+        for decoder in (plain.diffusion, objective.decoder)
     )
     assert torch.equal(before, after)
 
     error, stdout, stderr = script(
-        "train_decoder.py", f"decoder={tmp_path / 'decoder'}", f"semantic_folder={tmp_path / 'semantic'}",
-        f"guide_folder={tmp_path / 'guide'}", f"data.root={pairs}", f"output_dir={tmp_path / 'run'}",
+        "pretrain_diffusion.py", "stage=finetune", f"diffusion.init={tmp_path / 'decoder'}",
+        f"semantic_folder={tmp_path / 'semantic'}", f"guide_folder={tmp_path / 'guide'}", f"data.root={pairs}",
+        f"output_dir={tmp_path / 'run'}",
         "training.max_steps=2", *(option for option in SMALL if not option.startswith("diffusion.")),
     )  # fmt: skip
     assert error is None and said(stdout) == ["starting from step 0", "finished at step 2"], stderr
     trained = DiffusionDecoder.from_pretrained(tmp_path / "run" / "final")
+    assert trained.unet.conv_in.weight[:, 4:].abs().max() > 0, "the guide's weights start at zero and have moved"
     assert trained.config.guide_conditioning and torch.equal(trained.null_condition, plain.diffusion.null_condition)
 
 
@@ -142,6 +144,7 @@ def test_mistakes_are_one_line(script, pairs, tmp_path):
         ("captions.jsonl does not exist", "stage=unet", f"data.root={tmp_path}"),
         (str(tmp_path / "none"), "stage=unet", f"diffusion.init={tmp_path / 'none'}"),
         ("views=0", "stage=unet", "unet.views=0"),
+        ("add diffusion.init=FOLDER guide_folder=FOLDER", "stage=finetune", f"semantic_folder={tmp_path}"),
     ):
         given = (*SMALL, f"data.root={pairs}", f"output_dir={tmp_path / 'out'}", *options)
         error, stdout, stderr = script("pretrain_diffusion.py", *given)

@@ -1,4 +1,4 @@
-"""Small training runs: pictures, options, and starts of the scripts in this process or in one of their own."""
+"""Small training runs: pictures, options, and scripts run in this process or in one of their own."""
 
 import os
 import runpy
@@ -36,7 +36,7 @@ def write_pictures(folder, count=12):
 
 
 def reset_accelerate():
-    """Accelerate keeps one state a process; every run of a test must start as in a process of its own."""
+    """Accelerate keeps one state per process; every run of a test must start as in a process of its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -49,26 +49,27 @@ def environment(**changes):
     return os.environ | {"PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"} | changes
 
 
-@pytest.fixture
-def script(monkeypatch, capfd):
-    """Run a script as `python scripts/NAME ARGUMENTS` would, in this process; gives its error (or None), stdout, stderr."""
+def run_script(name, *arguments):
+    """Run a script as `python scripts/NAME ARGUMENTS` would, in this process. Returns its exit message, None on success."""
     threads = torch.get_num_threads()
-
-    def run(name, *arguments):
-        reset_accelerate()
-        torch.set_num_threads(1)  # whatever the environment gave
-        monkeypatch.setattr(sys, "argv", command(name, *arguments)[1:])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        error = None
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as leaving:
-            error = leaving.code
-        return error, *capfd.readouterr()
-
-    yield run
     reset_accelerate()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # whatever the environment gave
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", command(name, *arguments)[1:])
+            patch.setenv("HYDRA_FULL_ERROR", "0")
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as leaving:
+        return leaving.code
+    finally:
+        reset_accelerate()
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def script(capfd):
+    """`run_script` that returns (error, stdout, stderr)."""
+    return lambda name, *arguments: (run_script(name, *arguments), *capfd.readouterr())
 
 
 def final_weights(folder):
@@ -76,8 +77,8 @@ def final_weights(folder):
 
 
 def assert_same_gradients(one, two):
-    """Equal up to rounding: beside 1e-4 of its own size a tensor may differ by 1e-5 of the largest gradient, because where
-    terms cancel (a bias before a norm) what is left is rounding."""
+    """Equal up to rounding. A tensor may differ by 1e-4 of its own size and by 1e-5 of the largest gradient: where terms cancel,
+    as for a bias before a norm, only rounding is left."""
     assert set(one) == set(two) and len(one) > 20
     rounding = 1e-5 * max(gradient.abs().max().item() for gradient in one.values())
     for name, gradient in one.items():
@@ -85,5 +86,5 @@ def assert_same_gradients(one, two):
 
 
 def said(stdout):
-    """What a run says about its course; the rest is validation and skipped files."""
+    """The lines on a run's start and end, without validation and skipped files."""
     return [line for line in stdout.splitlines() if not line.startswith(("step ", "skipped "))]

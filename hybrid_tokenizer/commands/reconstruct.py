@@ -1,0 +1,41 @@
+"""Reconstruct an image or a folder of images. Writes each result, and original and result side by side."""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from hybrid_tokenizer.config import command
+from hybrid_tokenizer.devices import choose_device
+from hybrid_tokenizer.evaluation.config import ReconstructConfig
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import reconstruct
+from hybrid_tokenizer.evaluation.pictures import side_by_side, write_png
+from hybrid_tokenizer.hybrid import HybridTokenizer
+from hybrid_tokenizer.images import to_pil
+
+
+@command("reconstruct")
+def main(config: ReconstructConfig) -> None:
+    device = choose_device(config.device)
+    tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
+    images = EvalImages.open(config.input, config.image_size)
+    stems = [Path(name).with_suffix("").as_posix() for name in images.names]
+    twice = Counter(stems)
+    labels = [name if twice[stem] > 1 else stem for name, stem in zip(images.names, stems, strict=True)]
+    with tqdm(total=len(images), desc="reconstructing", unit="image") as bar:
+        for batch in images.batches(config.batch_size):
+            references = batch.references.to(device)
+            generator = torch.Generator().manual_seed(config.seed)
+            output, tokens, _ = reconstruct(tokenizer, batch._replace(references=references), generator)
+            for position, original, result in zip(batch.positions, references, output, strict=True):
+                target = Path(config.output_dir) / labels[position]
+                write_png(target.with_name(f"{target.name}.png"), to_pil(result))
+                write_png(target.with_name(f"{target.name}.side_by_side.png"), side_by_side(original, result))
+            bar.update(len(batch.positions))
+    count, bits = int(tokenizer.num_tokens(tokens)[0]), tokenizer.bits(tokens)[0].item()
+    print(
+        f"{len(images)} images of {count} tokens ({bits:.0f} bits) each, {len(images.skipped)} skipped; written to {config.output_dir}"
+    )
