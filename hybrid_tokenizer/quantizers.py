@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -294,8 +293,3 @@ def draw_rows(rows: Float[Tensor, "n d"], count: int) -> Float[Tensor, "count d"
 def vq_loss(quantized: Quantized, config: QuantizerConfig) -> Float[Tensor, ""]:
     """The weighted sum of the two terms."""
     return config.codebook_weight * quantized.codebook_loss + config.commitment_weight * quantized.commitment_loss
-
-
-def flatten_grid(grid: Int[Tensor, "b h w"]) -> Int[Tensor, "b n"]:
-    """Raster order, the order of the LLM sequence."""
-    return rearrange(grid, "b h w -> b (h w)")

@@ -1,11 +1,9 @@
 """Means over images and bootstrap intervals."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 RESAMPLES = 1000
 SEED = 0
@@ -18,24 +16,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-class MeanOverImages:
-    """Sum and count of one value an image in float64: never a mean of batch means. Non-finite values are counted apart."""
-
-    def __init__(self) -> None:
-        self.total, self.count, self.left_out = 0.0, 0, 0
-
-    def update(self, values: Float[Tensor, "b"]) -> None:
-        """Add the values of a batch."""
-        finite = values.double()[values.isfinite()]
-        self.total += finite.sum().item()
-        self.count += len(finite)
-        self.left_out += len(values) - len(finite)
-
-    def compute(self) -> float:
-        """Mean of the finite values; NaN when there is none."""
-        return self.total / self.count if self.count else math.nan
 
 
 def bootstrap_interval(

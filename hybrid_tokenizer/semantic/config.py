@@ -68,11 +68,6 @@ class SemanticConfig:
         if not 0 <= self.dropout < 1:
             raise HybridTokenizerError(f"dropout={self.dropout} must be in [0, 1); SEED trains with 0.1")
 
-    @property
-    def num_image_tokens(self) -> int:
-        """Patches and the class token, which the Q-Former also sees."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
     @classmethod
     def seed1(cls, cosine_stack: bool = False) -> "SemanticConfig":
         """SEED v1 as published: ViT-g of 39 blocks, 8192 codes of 32, 77 x 768 out. Training it wants `cosine_stack`."""

@@ -7,7 +7,7 @@ import torch
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.metrics import statistics
 from hybrid_tokenizer.metrics.codebook import CodebookUse
-from hybrid_tokenizer.metrics.statistics import MeanOverImages, bootstrap_interval
+from hybrid_tokenizer.metrics.statistics import bootstrap_interval
 
 
 def test_codebook_use_of_known_counts():
@@ -31,14 +31,6 @@ def test_codebook_use_counts_the_set_not_the_batches():
 def test_codebook_use_refuses_token_ids():
     with pytest.raises(HybridTokenizerError, match="expected 0 to 7"):
         CodebookUse(8).update(torch.tensor([8]))
-
-
-def test_mean_over_images_weighs_images_not_batches():
-    mean = MeanOverImages()
-    mean.update(torch.tensor([1.0, 2.0, 3.0]))
-    mean.update(torch.tensor([10.0, math.inf]))
-    assert (mean.compute(), mean.count, mean.left_out) == (4.0, 4, 1)
-    assert math.isnan(MeanOverImages().compute())
 
 
 def test_bootstrap_interval_matches_the_normal_one():
