@@ -38,10 +38,14 @@ def load_baseline(name: str, path: str | Path | None = None) -> ImageTokenizer:
         if not Path(path).is_dir():
             raise HybridTokenizerError(f"{path} is not a folder; give {baseline.family.layout}")
         return function_of(baseline.family.builder)(name, Path(path))
-    found = (find_folder if baseline.family.reads == "folder" else hub.find_file)(name, path, baseline.sources)
-    if baseline.sha256 is not None and (digest := file_hash(found)) != baseline.sha256:
-        raise HybridTokenizerError(f"{found} has sha256 {digest}, {name} has {baseline.sha256}; download it again")
-    model = build(baseline, found)
+    if baseline.family.converted is not None and (Path(path) / CONFIG_NAME).is_file():
+        found = Path(path)
+        model = function_of(baseline.family.converted)(found)
+    else:
+        found = (find_folder if baseline.family.reads == "folder" else hub.find_file)(name, path, baseline.sources)
+        if baseline.sha256 is not None and (digest := file_hash(found)) != baseline.sha256:
+            raise HybridTokenizerError(f"{found} has sha256 {digest}, {name} has {baseline.sha256}; download it again")
+        model = build(baseline, found)
     check_published(name, baseline, model, found)
     return GridRow(name, model, model.config.image_size if baseline.family.fixed_size else None)
 

@@ -20,6 +20,7 @@ class Family:
         reads: what the builder takes. "file": `function(state, source) -> model`; "folder": `function(folder) -> model`;
             "row": `function(name, folder) -> row of a table`, for several files and a diffusion model.
         wrappers: names that the state dict may be nested under, in their order.
+        converted: `module:function` that builds a component folder written by `commands.convert`: `function(folder) -> model`.
         settings: `module:function` that reads a `config.json` beside the weights: `function(values) -> builder's options`.
         fixed_size: the model takes images of one size only.
     """
@@ -29,6 +30,7 @@ class Family:
     layout: str
     reads: str = "file"
     wrappers: tuple[str, ...] = ("state_dict", "model")
+    converted: str | None = None
     settings: str | None = None
     fixed_size: bool = False
 
@@ -59,6 +61,7 @@ LAVIT_LICENCE = "LaVIT's own community licence"
 MOVQGAN = Family(
     "vqgan:build_movq", NO_LICENCE,
     "flat; encoder, decoder (norms with conv_y, conv_b), quantize, quant convs; loss.* and ema_* copies dropped",
+    converted="vqgan:build_movq_folder",
 )
 KANDINSKY = Family(
     "vqgan:build_movq_folder", "Apache-2.0", "a folder movq/ in diffusers' form: config.json and weights of a VQModel",

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hybrid_tokenizer.baselines.loading import load_baseline
+from hybrid_tokenizer.baselines.registry import BASELINES
 from hybrid_tokenizer.commands.convert import convert, main
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
@@ -66,6 +68,16 @@ def test_guide_init_starts_from_it_behind_a_deeper_encoder(folder):
     images = torch.rand(1, 3, 128, 64) * 2 - 1
     with torch.no_grad():
         assert torch.equal(started.features(images), base.features(resize_area(images, (64, 32))))
+
+
+def test_the_folder_is_a_baseline(folder, monkeypatch):
+    with pytest.raises(HybridTokenizerError, match="has 64 codes and factor 8, movq_270m has 16384 and 8"):
+        load_baseline("movq_270m", folder)
+    monkeypatch.setitem(BASELINES, "movq_270m", replace(BASELINES["movq_270m"], codebook_size=64))
+    row = load_baseline("movq_270m", folder)
+    _, inputs, outputs = fixture("movq")
+    decoded = row.decode(row.encode(inputs["image"]), (64, 64))
+    torch.testing.assert_close(decoded, outputs["rec_from_indices"].clamp(-1, 1), rtol=0, atol=1e-4)
 
 
 def test_kandinskys_folder_is_converted_too(tmp_path):
