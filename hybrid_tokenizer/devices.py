@@ -1,6 +1,7 @@
-"""Devices, ranks of a distributed run, sums over ranks, and torch.compile in place."""
+"""Devices, ranks of a distributed run, sums and gathers over ranks, and torch.compile in place."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,3 +64,13 @@ def same_on_all_ranks(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         values = values.contiguous()
         dist.broadcast(values, src=0)
     return values
+
+
+def gather_over_ranks(value: Any) -> list[Any]:
+    """`value` of every process of a distributed run, by rank: anything that pickle takes. Every process must call it."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -5,7 +5,7 @@ import ast
 from pathlib import Path
 
 from hybrid_tokenizer.checkpoints.files import read_json, write_atomic
-from hybrid_tokenizer.evaluation.tables import to_markdown
+from hybrid_tokenizer.evaluation.studies.recon import recon_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -29,7 +29,7 @@ def tiny_table() -> str:
     source = f"{facts['images']['n']} photographs of `{Path(config['data']['root']).parent.name}/{Path(config['data']['root']).name}`"
     rows = [{name: row.get(name) for name in COLUMNS} for row in report["rows"]]
     return (
-        f"{to_markdown(rows)}\n\n{source} at {config['data']['image_size']} px, seeds {facts['seeds']}, "
+        f"{recon_markdown(rows)}\n\n{source} at {config['data']['image_size']} px, seeds {facts['seeds']}, "
         f"on {machine['cpu']} ({machine['cores']} cores), revision `{facts['revision'][:12]}`."
     )
 

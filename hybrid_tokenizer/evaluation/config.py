@@ -1,4 +1,4 @@
-"""Options of every evaluation command: data, rows, studies. Importing them loads no model library."""
+"""Options of the evaluation commands. Importing them loads no model."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,13 +10,10 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 SMALLEST_SIDE = 32
 
-WEIGHTED = ("lpips_alex", "lpips_vgg", "clip_i", "dino_distance", "rfid", "kid")
-"""Measures that need weights from a hub, which the user brings."""
-
 
 @dataclass
 class EvalData:
-    """`root: null` is the built-in sample photographs; `max_images` takes the first usable ones in sorted order."""
+    """`root: null` is the built-in photographs. `max_images` takes the first usable images in sorted order."""
 
     root: str | None = None
     image_size: int = 256
@@ -34,7 +31,7 @@ class EvalData:
 
 @dataclass
 class Components:
-    """What replaces parts of the model: folders of trained components, and how far its encoder searches."""
+    """Folders of trained components that replace the model's, and the steps of its encoder's search (null: the model's)."""
 
     guide: str | None = None
     semantic: str | None = None
@@ -44,13 +41,16 @@ class Components:
 
 @dataclass
 class EvalReconConfig:
-    """`model_name` is a preset, a folder or a hub id; `tokenizers` are the rows by name, null the controls, the hybrid, the
-    codec and `baselines`.
+    """The table of reconstructions.
 
-    `baselines` says where the weights of other tokenizers are: name -> file, folder, hub id, or `hub`. `compare_to` is the
-    row that the others' paired differences are taken to; `pictures` is how many images the grid shows. `metric_weights`
-    adds measures whose weights do not come with a package: lpips_alex, lpips_vgg (torchvision's files), clip_i,
-    dino_distance (folders in transformers' form), rfid, kid (torch-fidelity's Inception) -> file or folder.
+    model_name: a preset, a folder or a hub id.
+    tokenizers: the rows by name; null is the controls, the hybrid, the codec and all of `baselines`.
+    extra_rows: further rows by name, such as hybrid@search8.
+    baselines: where the weights of other tokenizers are, name -> file, folder, hub id, or `hub`.
+    compare_to: the row that paired differences are taken to.
+    metric_weights: adds measures whose weights come with no package, name -> file or folder: lpips_alex, lpips_vgg
+        (torchvision's files), clip_i, dino_distance (folders in transformers' form), rfid, kid (torch-fidelity's Inception).
+    pictures: how many images the picture grid shows.
     """
 
     model_name: str = "tiny"
@@ -58,6 +58,7 @@ class EvalReconConfig:
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     tokenizers: list[str] | None = None
+    extra_rows: list[str] = field(default_factory=list)
     baselines: dict[str, str] = field(default_factory=dict)
     compare_to: str = "hybrid"
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -68,8 +69,6 @@ class EvalReconConfig:
 
     def __post_init__(self) -> None:
         check_run_numbers(self.seeds, self.batch_size)
-        if unknown := sorted(set(self.metric_weights) - set(WEIGHTED)):
-            raise HybridTokenizerError(f"metric_weights names {', '.join(unknown)}; use some of {', '.join(WEIGHTED)}")
 
 
 @dataclass
@@ -91,7 +90,7 @@ class ReconstructConfig:
 
 
 def check_run_numbers(seeds: Sequence[int], batch_size: int) -> None:
-    """Raise on seeds or a batch size that no run can use."""
+    """Raise on invalid seeds or an invalid batch size."""
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise HybridTokenizerError(f"seeds={list(seeds)} must be different whole numbers from 0 up, e.g. [0, 1, 2]")
     if batch_size < 1:
@@ -99,7 +98,7 @@ def check_run_numbers(seeds: Sequence[int], batch_size: int) -> None:
 
 
 SCORES = ("pickscore", "image_reward", "hps_v2", "hps_v21", "clip_score", "probe_score")
-"""In the order in which the first one there is decides `win_rate`."""
+"""Scores of an image and its caption, in order of preference: the first available one decides `win_rate`."""
 REAL = "identity"
 ALIGNMENT_ROWS = (REAL, "semantic_only", "guide_only", "hybrid", "hybrid_wrong_semantics", "unrelated")
 DTYPES = ("float32", "bfloat16")
@@ -107,10 +106,12 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass
 class PairData(EvalData):
-    """`root` is a folder with `captions.jsonl`, or WebDataset shards (a .tar, a brace pattern, a folder of them), or with
-    `annotations` (COCO's captions JSON, or Karpathy's and its `split`) the folder of COCO's images.
+    """Images with captions.
 
-    `caption_seed` picks one caption of each image by a hash of the seed and the image's name.
+    root: a folder with `captions.jsonl`; or WebDataset shards (a .tar, a brace pattern, a folder of them); or, with
+        `annotations`, the folder of COCO's images.
+    annotations: COCO's captions JSON, or Karpathy's, of which `split` is read.
+    caption_seed: picks one caption per image by a hash of the seed and the image's name.
     """
 
     annotations: str | None = None
@@ -120,13 +121,15 @@ class PairData(EvalData):
 
 @dataclass
 class EvalAlignmentConfig:
-    """`tokenizers` are rows by name as for eval_recon.py; null is the real image, the controls, the hybrid, and `baselines`.
+    """The table of scores of decoded images against captions.
 
-    `score_weights` says where the weights of scores are: pickscore, clip_score -> folder in transformers' form, hub id, or
-    `hub`; hps_v2, hps_v21, image_reward -> file, folder, hub id, or `hub`; probe_score -> a folder of train_probe.py's
-    (null: the repository's). `clip_tokenizer` is a folder or hub id in transformers' form; null is open_clip's vocabulary.
-    `rank_by` is the score that `win_rate` compares; null is the first there is of the list above. `share_among` are the
-    rows whose shares add up to 1; null is all but the real image and `unrelated`.
+    tokenizers: rows by name, as in eval_recon; null is the real image, the controls, the hybrid and all of `baselines`.
+    score_weights: where the weights of scores are. pickscore, clip_score: a folder in transformers' form, a hub id, or
+        `hub`. hps_v2, hps_v21, image_reward: a file, folder, hub id, or `hub`. probe_score: a folder that train_probe.py
+        wrote; without it, the one in the package.
+    clip_tokenizer: a folder or hub id in transformers' form; null is open_clip's vocabulary.
+    rank_by: the score that `win_rate` compares; null is the first available one in the order of the list above.
+    share_among: the rows whose shares add up to 1; null is all but the real image and `unrelated`.
     """
 
     model_name: str = "tiny"
@@ -153,7 +156,7 @@ class EvalAlignmentConfig:
         if self.rank_by is not None and self.rank_by not in SCORES:
             raise HybridTokenizerError(f"rank_by={self.rank_by!r} is no score; use one of {', '.join(SCORES)}")
         if self.dtype not in DTYPES:
-            raise HybridTokenizerError(f"dtype={self.dtype!r} is not known here; use {' or '.join(DTYPES)}")
+            raise HybridTokenizerError(f"dtype={self.dtype!r} is unknown; use {' or '.join(DTYPES)}")
 
     def row_names(self) -> list[str]:
         """The rows of the table, the real image first."""
@@ -182,18 +185,19 @@ NO_DAMAGE = Damage("tokens", 0.0)
 
 
 @dataclass
-class EvalCorrectionConfig:
-    """Damages to the guide, and the methods that each damaged guide goes through.
+class CorrectionConfig:
+    """Damages to the guide, and the methods that decode each damaged guide. The undamaged guide is always measured too.
 
-    token_shares: of guide tokens replaced at random. elastic: the longest displacement, as a share of the shorter side.
-    rotations: in degrees. No damage is always there.
-    methods: bicubic, super_resolution, hybrid, or a variant of it such as hybrid@s0.6; null is bicubic, super_resolution
-    where `baselines` has weights for it, and hybrid.
+    token_shares: shares of the guide tokens that are replaced at random.
+    elastic: the longest displacement, as a share of the shorter side.
+    rotations: in degrees.
+    methods: bicubic, super_resolution, hybrid, or a variant such as hybrid@s0.6; null is bicubic, super_resolution
+        if `baselines` names its weights, and hybrid.
     pictures: how many photographs the picture shows.
     """
 
     model_name: str = "tiny"
-    output_dir: str = "outputs/eval_correction"
+    output_dir: str = "outputs/correction"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     token_shares: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2])
@@ -222,15 +226,17 @@ class EvalCorrectionConfig:
 
 
 @dataclass
-class EvalDecodeConfig:
-    """The grid, and how much PSNR the choice may give up.
+class DecodeSweepConfig:
+    """The grid of decode options, and how much PSNR the recommendation may give up.
 
-    `inversion_conditions` multiply the settings that start from inversion.
-    `psnr_margin`: dB below the best setting's PSNR; among the settings within it the smallest distance is recommended.
+    starts: of ddim_inversion, add_noise, and for decoders with a linear estimate, such as that of `tiny`, linear_estimate.
+    inversion_conditions: apply to ddim_inversion only.
+    psnr_margin: dB below the best setting's PSNR; of the settings within it the one with the smallest distance is
+        recommended.
     """
 
     model_name: str = "tiny"
-    output_dir: str = "outputs/eval_decode"
+    output_dir: str = "outputs/decode_sweep"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     starts: list[str] = field(default_factory=lambda: ["ddim_inversion", "add_noise"])
@@ -253,12 +259,12 @@ class EvalDecodeConfig:
                 raise HybridTokenizerError(f"{name}={values} must be different values, at least one")
         if min(self.strengths) <= 0:
             raise HybridTokenizerError(
-                f"strengths={self.strengths} must be above 0; the row of strength 0, which takes no step, is always there"
+                f"strengths={self.strengths} must be above 0; strength 0, which takes no step, is always measured"
             )
         self.settings()
 
     def settings(self) -> list[DecodeOptions]:
-        """Every point of the grid. Raises where an option is outside its range."""
+        """Every point of the grid. Raises on an option that is out of range."""
         starts = [
             (start, condition)
             for start in self.starts
@@ -282,12 +288,13 @@ FIGURES = ("2", "3", "4", "5")
 
 @dataclass
 class FiguresConfig:
-    """`figure` is one of the paper's, or `all`.
+    """The paper's Figures 2 to 5, drawn for the first usable `data.max_images` photographs in sorted order.
 
-    rows: the columns of Figure 2; null is `baselines` but those of Figures 4 and 5, then semantic_only, guide_only, hybrid and codec.
-    baselines: weights as for eval_recon. Figure 4 takes those called movq_..., Figure 5 super_resolution.
-    guides: folders of further guide tokenizers, which are further columns of Figures 3 to 5.
-    `data.max_images` photographs are shown, the first usable ones in sorted order.
+    figure: one of them, or `all`.
+    rows: the columns of Figure 2; null is the `baselines` that Figures 4 and 5 do not show, then semantic_only,
+        guide_only, hybrid and codec.
+    baselines: weights as in eval_recon. Figure 4 shows those called movq_..., Figure 5 super_resolution.
+    guides: folders of further guide tokenizers, each a further column of Figures 3 to 5.
     """
 
     figure: str = "all"
@@ -315,30 +322,36 @@ class FiguresConfig:
 
 
 @dataclass
-class EvalGuideConfig:
-    """`guides` are trained guide tokenizers, name -> folder; each prefix of a nested one is a row `name@tokens`.
+class GuideRatesConfig:
+    """Guides of several sizes against their bits.
 
-    `movq` is a MoVQGAN checkpoint, or a guide tokenizer's folder without a stem; it gets the area-resized image, so that it
-    spends as many tokens as ours. Null: its rows say that they are unavailable. `train_root` is a folder, or several, whose
-    images count the use of the codebooks, at most `max_train_images` of each. `pictures` is how many images the grid shows.
+    guides: trained guide tokenizers, name -> folder; none: the guide of `model_name`. Each prefix of a nested guide is a
+        row `name@tokens`.
+    movq: a MoVQGAN checkpoint, or the folder of a guide tokenizer without a stem. It encodes the area-resized image, so
+        that it spends as many tokens as ours. Null: its rows are listed as unavailable.
+    codec: whether codecs at equal bytes are rows.
+    train_root: folders whose images count the use of the codebooks, at most `max_train_images` of each.
+    pictures: how many images the picture grid shows.
     """
 
+    model_name: str = "tiny"
+    output_dir: str = "outputs/guide_rates"
+    data: EvalData = field(default_factory=EvalData)
+    components: Components = field(default_factory=Components)
     guides: dict[str, str] = field(default_factory=dict)
     movq: str | None = None
-    output_dir: str = "outputs/eval_guide"
-    data: EvalData = field(default_factory=EvalData)
+    codec: bool = True
     train_root: list[str] = field(default_factory=list)
     max_train_images: int | None = 1000
-    codec: bool = True
     batch_size: int = 8
     pictures: int = 6
     device: str | None = None
 
     def __post_init__(self) -> None:
         check_run_numbers([0], self.batch_size)
-        if not self.guides:
-            raise HybridTokenizerError("guides={} names no guide tokenizer; give +guides.NAME=FOLDER, one or more")
         if any("@" in name for name in self.guides):
-            raise HybridTokenizerError(f"guides={list(self.guides)}: a name must not hold '@', which marks a prefix")
+            raise HybridTokenizerError(
+                f"guides={list(self.guides)}: a name must not contain '@', which marks a prefix; rename the guide"
+            )
         if self.pictures < 1:
             raise HybridTokenizerError(f"pictures={self.pictures} must be at least 1")

@@ -1,4 +1,4 @@
-"""Reference images of an evaluation: square crops in a fixed order, read once, with the skipped files listed."""
+"""Reference images of an evaluation: square crops in a fixed order. Unusable files are skipped and listed."""
 
 import hashlib
 import os
@@ -16,14 +16,16 @@ from tqdm import tqdm
 
 from hybrid_tokenizer.data.folders import UnreadableImage, find_images, open_rgb
 from hybrid_tokenizer.data.samples import sample_photographs
+from hybrid_tokenizer.devices import rank_and_world_size
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.config import EvalData
 from hybrid_tokenizer.images import fit_square, from_uint8
 
 CACHE_BYTES = 256 * 2**20
 
 
 class EvalBatch(NamedTuple):
-    """Positions in the set, references, and each one's next image (the material of controls)."""
+    """Positions in the set, references, and the next image of each, which some controls decode from."""
 
     positions: range
     references: Float[Tensor, "b 3 r r"]
@@ -31,15 +33,16 @@ class EvalBatch(NamedTuple):
 
 
 class EvalImages:
-    """Square references in the given order, each the shorter side brought to `size` and the centre cut out.
+    """Square references in the given order: the shorter side resized to `size`, then the centre cropped.
 
-    All are read once when this is built; those that can not be used are announced by `say` as `skipped PATH: reason`
-    and kept in `skipped`. References stay in memory up to `CACHE_BYTES`; beyond that they are read again when needed.
+    The constructor reads every image once. Each unusable one is reported through `say` as `skipped PATH: reason` and kept in
+    `skipped`. References stay in memory up to `CACHE_BYTES`; the others are read again when needed. In a distributed run
+    only the first process reports.
 
     Args:
-        names: what the results call the images, paths relative to `root` where there is one.
-        read: gives the RGB image of a name, or raises `UnreadableImage`.
-        max_images: take the first usable ones only.
+        names: the images' names in the results: paths relative to `root` where there is one.
+        read: returns the RGB image of a name, or raises `UnreadableImage`.
+        max_images: take only the first usable ones.
     """
 
     def __init__(
@@ -53,20 +56,22 @@ class EvalImages:
         say: Callable[[str], None] = tqdm.write,
         progress: bool = True,
     ):
+        leads = rank_and_world_size()[0] == 0
         self.size = size
         self.names: list[str] = []
         self.skipped: list[dict[str, str]] = []
         self._read, self._root = read, root
         self._cache: dict[str, UInt8[Tensor, "3 r r"]] = {}
         pixels = hashlib.sha256()
-        for name in tqdm(names, desc="reading images", unit="image", disable=not progress, leave=False):
+        for name in tqdm(names, desc="reading images", unit="image", disable=not (progress and leads), leave=False):
             if len(self.names) == max_images:
                 break
             try:
                 levels = self._crop(name)
             except UnreadableImage as error:
                 self.skipped.append({"path": str(error.path), "reason": error.reason})
-                say(f"skipped {error.path}: {error.reason}")
+                if leads:
+                    say(f"skipped {error.path}: {error.reason}")
                 continue
             self.names.append(name)
             pixels.update(levels.numpy().tobytes())
@@ -75,14 +80,14 @@ class EvalImages:
         if not self.names:
             raise HybridTokenizerError(
                 f"none of the {len(names)} image(s) under {self._root} can be used, each is listed above with its reason; "
-                "give a folder with readable images of sufficient size"
+                "give a folder with readable images that are large enough"
             )
         self.pixels_hash = pixels.hexdigest()
         self.names_hash = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
 
     @classmethod
     def open(cls, source: str | os.PathLike[str] | None, size: int, **options: Any) -> "EvalImages":
-        """A folder, one file, or for None the built-in photographs. Options as for the constructor."""
+        """A folder, one file, or the built-in photographs (None). Options as for the constructor."""
         if source is None:
             return cls.from_samples(size, **options)
         return (cls.from_file if Path(source).is_file() else cls.from_folder)(source, size, **options)
@@ -114,12 +119,22 @@ class EvalImages:
         return from_uint8(self._cache[name] if name in self._cache else self._crop(name))
 
     def batches(self, batch_size: int) -> Iterator[EvalBatch]:
-        """All images in order. The next of the last image is the first; a single image's is a built-in photograph."""
+        """All images in order. The last image's next is the first; a single image's next is a built-in photograph."""
         for start in range(0, len(self), batch_size):
-            stop = min(start + batch_size, len(self))
-            images = [self[i] for i in range(start, stop)]
-            follower = self[stop % len(self)] if len(self) > 1 else self._stranger()
-            yield EvalBatch(range(start, stop), torch.stack(images), torch.stack([*images[1:], follower]))
+            yield self._batch(start, batch_size)
+
+    def own_batches(self, batch_size: int, device: torch.device | str) -> Iterator[EvalBatch]:
+        """This process's share of the batches in a distributed run, on `device`. It may be empty."""
+        rank, world_size = rank_and_world_size()
+        for start in range(rank * batch_size, len(self), world_size * batch_size):
+            batch = self._batch(start, batch_size)
+            yield batch._replace(references=batch.references.to(device), next_images=batch.next_images.to(device))
+
+    def _batch(self, start: int, batch_size: int) -> EvalBatch:
+        stop = min(start + batch_size, len(self))
+        images = [self[i] for i in range(start, stop)]
+        follower = self[stop % len(self)] if len(self) > 1 else self._stranger()
+        return EvalBatch(range(start, stop), torch.stack(images), torch.stack([*images[1:], follower]))
 
     def _stranger(self) -> Float[Tensor, "3 r r"]:
         crops = (from_uint8(_levels(photograph, self.size)) for photograph in sample_photographs().values())
@@ -127,12 +142,17 @@ class EvalImages:
 
     def _crop(self, name: str) -> UInt8[Tensor, "3 r r"]:
         image = self._read(name)
-        if min(image.size) < self.size / 4:  # enlarged further, a score would measure the enlargement
+        if min(image.size) < self.size / 4:  # a score would mostly measure the enlargement
             reason = (
                 f"{image.width}x{image.height} pixels, the shorter side is under a quarter of image_size={self.size}"
             )
             raise UnreadableImage(self._root / name, reason)
         return _levels(image, self.size)
+
+
+def open_images(data: EvalData, **options: Any) -> EvalImages:
+    """The images of a configuration. Options as for EvalImages."""
+    return EvalImages.open(data.root, data.image_size, max_images=data.max_images, **options)
 
 
 def _levels(image: Image.Image, size: int) -> UInt8[Tensor, "3 r r"]:

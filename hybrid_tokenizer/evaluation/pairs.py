@@ -24,18 +24,18 @@ class Pairs:
 
     @property
     def captions_hash(self) -> str:
-        """sha256 of the captions that were picked."""
+        """sha256 of the picked captions."""
         return hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
 
 
 def pick_caption(captions: Sequence[str], name: str, seed: int) -> str:
-    """One caption, by a hash of the seed and the image's name: the same whatever else the set holds."""
+    """One caption, picked by a hash of the seed and the image's name, independent of the other images."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return captions[int.from_bytes(digest[:8], "big") % len(captions)]
 
 
 def open_pairs(data: PairData, **options: Any) -> Pairs:
-    """The pairs of a configuration; options as for EvalImages. An image that can not be used is skipped with its caption."""
+    """The pairs of a configuration. An unusable image is skipped with its caption. Options as for EvalImages."""
     if data.root is None:
         raise HybridTokenizerError(
             "data.root has no value; give a folder with captions.jsonl, WebDataset shards, or COCO's images with data.annotations=FILE"
@@ -47,7 +47,7 @@ def open_pairs(data: PairData, **options: Any) -> Pairs:
     by_name = {item_path(item).relative_to(folder).as_posix(): item for item in items}
     if len(by_name) < len(items):
         raise HybridTokenizerError(
-            f"{data.annotations or root} lists {len(items) - len(by_name)} image(s) twice; give one row an image"
+            f"{data.annotations or root} lists {len(items) - len(by_name)} image(s) twice; give one row per image"
         )
     captions: dict[str, str] = {}
 

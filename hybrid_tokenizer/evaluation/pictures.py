@@ -1,4 +1,4 @@
-"""Labelled pictures in lines and columns as a matplotlib figure of the width of a page, written as PNG and PDF."""
+"""Picture grids for a look at many rows, and figures of labelled pictures in the width of a page."""
 
 import io
 import textwrap
@@ -24,10 +24,11 @@ WIDEST_CELL, SMALLEST_CELL = 1.4, 0.6
 LEFT, GAP = 0.2, 0.05  # inches: the lines' labels, between pictures
 FONT, LETTER, LINE = 7, 0.052, 0.115  # points; inches of a letter and of a line of text at that size
 DPI = 250
+GRID_CELL, GRID_GAP, GRID_LINE = 192, 6, 20  # pixels
 
 
 class Picture(NamedTuple):
-    """A cell; None stays empty."""
+    """A cell of a figure. None leaves it empty."""
 
     image: UInt8[Tensor, "3 h w"] | None
     caption: str = ""
@@ -43,11 +44,11 @@ class Line:
 
 
 def draw_panels(columns: Sequence[str], lines: Sequence[Line]) -> "Figure":
-    """All pictures at one size, each above its caption. A heading's own line breaks are kept, longer lines wrapped.
+    """All pictures at one size, each above its caption. Headings keep their line breaks and are wrapped.
 
     Pictures shrink to fit a page, down to `SMALLEST_CELL`.
 
-    Raises where a line has not one picture a column, or pictures differ in size.
+    Raises if a line does not have one picture per column, or if pictures differ in size.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def draw_panels(columns: Sequence[str], lines: Sequence[Line]) -> "Figure":
     if wrong or not lines or len(shapes) != 1:
         raise HybridTokenizerError(
             f"{len(lines)} lines of {len(columns)} columns, sizes {sorted(shapes)}, lines of another length: {wrong}; "
-            "give pictures of one size, one a column"
+            "give pictures of one size, one per column"
         )
     (_, height, width), *_ = shapes
     texts = [LINE * any(p.caption for p in line.pictures) + LINE * line.opens for line in lines]
@@ -96,7 +97,7 @@ def draw_panels(columns: Sequence[str], lines: Sequence[Line]) -> "Figure":
 
 
 def write_figure(stem: Path, figure: "Figure") -> list[Path]:
-    """STEM.png and STEM.pdf, the same bytes for the same figure."""
+    """STEM.png and STEM.pdf. The same figure gives the same bytes."""
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
@@ -110,16 +111,13 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""])
 
 
-GRID_CELL, GRID_GAP, GRID_LINE = 192, 6, 20  # pixels of picture_grid
-
-
 def picture_grid(
     columns: Sequence[tuple[str, UInt8[Tensor, "k 3 h w"]]], names: Sequence[str], captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Pictures side by side: a column a method under its name (and caption), a row an image beside its name."""
+    """Pictures side by side: a column per method under its name (and caption), a line per image beside its name."""
     counts = {len(pictures) for _, pictures in columns}
     if counts != {len(names)}:
-        raise HybridTokenizerError(f"columns hold {sorted(counts)} pictures for {len(names)} names; give one an image")
+        raise HybridTokenizerError(f"columns hold {sorted(counts)} pictures for {len(names)} names; give one per image")
     font = ImageFont.load_default(size=15)
     captions = captions or [""] * len(columns)
     headings = [
@@ -146,7 +144,7 @@ def picture_grid(
 
 
 def side_by_side(original: Float[Tensor, "3 h w"], reconstruction: Float[Tensor, "3 h w"]) -> Image.Image:
-    """An original and its reconstruction at full size."""
+    """An original and its reconstruction, at full size."""
     left, right = to_pil(original), to_pil(reconstruction)
     both = Image.new("RGB", (left.width + GRID_GAP + right.width, left.height), "white")
     both.paste(left, (0, 0))
@@ -155,14 +153,14 @@ def side_by_side(original: Float[Tensor, "3 h w"], reconstruction: Float[Tensor,
 
 
 def write_png(path: Path, image: Image.Image) -> None:
-    """A PNG file, atomically."""
+    """Write a PNG file atomically."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break after `_`, `/`, `-`, `@` or a space, and anywhere in a piece that is too long by itself."""
+    """Break after `_`, `/`, `-`, `@` or a space, or anywhere in a piece that is longer than a line."""
     lines = [""]
     for letter in text:
         if font.getlength(lines[-1] + letter) > width:

@@ -1,6 +1,5 @@
-"""The scores that a run can have, from where their weights are; the others with the reason why not."""
+"""Scores of images against captions: built from their weights, or listed with the reason why they are unavailable."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -9,27 +8,34 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hybrid_tokenizer.baselines.registry import HUB, Source, fetch
+from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import state_hash
-from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import SCORES
 from hybrid_tokenizer.metrics import preference
 from hybrid_tokenizer.metrics.probe import PROBE_WEIGHTS, load_probe
 from hybrid_tokenizer.text import MiniLMText, minilm_folder
 
-SOURCES = {  # where `hub` finds them; CLIP folders are found by their id alone
-    "pickscore": Source("yuvalkirstain/PickScore_v1", "model.safetensors"),
-    "image_reward": Source("THUDM/ImageReward", "ImageReward.pt"),
-    "hps_v2": Source("xswu/HPSv2", "HPS_v2_compressed.pt"),
-    "hps_v21": Source("xswu/HPSv2", "HPS_v2.1_compressed.pt"),
-    "clip_score": Source("openai/clip-vit-base-patch32", "model.safetensors"),
+HEADINGS = {  # of the columns, and the format of their values
+    "pickscore": ("PickScore ↑", ".2f"),
+    "image_reward": ("ImageReward ↑", ".3f"),
+    "hps_v2": ("HPSv2 ↑", ".4f"),
+    "hps_v21": ("HPSv2.1 ↑", ".4f"),
+    "clip_score": ("CLIPScore ↑", ".4f"),
+    "probe_score": ("probe score ↑", ".4f"),
+}
+SOURCES = {  # what `hub` stands for; CLIP folders are found by their id alone
+    "pickscore": hub.Source("yuvalkirstain/PickScore_v1", "model.safetensors"),
+    "image_reward": hub.Source("THUDM/ImageReward", "ImageReward.pt"),
+    "hps_v2": hub.Source("xswu/HPSv2", "HPS_v2_compressed.pt"),
+    "hps_v21": hub.Source("xswu/HPSv2", "HPS_v2.1_compressed.pt"),
+    "clip_score": hub.Source("openai/clip-vit-base-patch32", "model.safetensors"),
 }
 PROBE_FOLDER = Path(__file__).resolve().parents[1] / "presets" / "probe"
 
 
 @runtime_checkable
 class TextImageScore(Protocol):
-    """A value an image and its caption; higher is better."""
+    """One value per image and its caption; higher is better."""
 
     name: str
 
@@ -37,7 +43,7 @@ class TextImageScore(Protocol):
 
 
 class Scores(NamedTuple):
-    """What a run measures, sha256 of each one's weights, and why the others are not there."""
+    """The available scores, sha256 of each one's weights, and why the others are unavailable."""
 
     scores: list[TextImageScore]
     hashes: dict[str, str]
@@ -47,7 +53,7 @@ class Scores(NamedTuple):
 def build_scores(
     weights: Mapping[str, str], clip_tokenizer: str | None, device: torch.device | str, dtype: torch.dtype
 ) -> Scores:
-    """The scores of `weights` (name -> file, folder, hub id or `hub`), and the probe wherever its weights are."""
+    """The scores that `weights` names (name -> file, folder, hub id or `hub`), and the probe if the package has its weights."""
     weights = dict(weights)
     if "probe_score" not in weights and (PROBE_FOLDER / PROBE_WEIGHTS).is_file():
         weights["probe_score"] = str(PROBE_FOLDER)
@@ -73,21 +79,9 @@ def build_score(name: str, source: str, clip_tokenizer: str | None = None) -> to
     if name in ("hps_v2", "hps_v21"):
         return preference.HPSv2(name, preference.load_open_clip(find_file(name, source)), tokens)
     kind = preference.PickScore if name == "pickscore" else preference.CLIPScore
-    return kind(name, preference.load_clip(SOURCES[name].repository if source == HUB else source), tokens)
+    return kind(name, preference.load_clip(SOURCES[name].repository if source == hub.HUB else source), tokens)
 
 
 def find_file(name: str, source: str) -> Path:
-    """The weights of a score that is one file: itself, in a folder, under a hub id, or for `hub` where it was published."""
-    path = Path(source)
-    if path.is_dir():
-        path = path / SOURCES[name].file
-        if not path.is_file():
-            raise HybridTokenizerError(f"{source} has no {path.name}; give the file of score_weights.{name} itself")
-    if path.is_file():
-        return path
-    if source != HUB and (source.count("/") != 1 or source.startswith((".", "~", os.sep))):
-        raise HybridTokenizerError(
-            f"score_weights.{name}={source!r} does not exist; give {SOURCES[name].file}, its folder, a hub id, or {HUB}"
-        )
-    repository = SOURCES[name].repository if source == HUB else source
-    return fetch(name, [Source(repository, SOURCES[name].file)], together=False)
+    """The weights of a score that is one file: a file, its folder, a hub id, or `hub` for where it was published."""
+    return hub.find_file(f"score_weights.{name}", source, [SOURCES[name]])

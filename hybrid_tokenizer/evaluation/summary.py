@@ -1,61 +1,32 @@
-"""Measures per image, and their summary: means, intervals and paired differences."""
+"""From values per image to a row of a table: means over images, intervals and paired differences."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hybrid_tokenizer import perceptual
-from hybrid_tokenizer.metrics import pixel, weighted
+from hybrid_tokenizer.evaluation.measures import Measure
+from hybrid_tokenizer.evaluation.tables import Column
 from hybrid_tokenizer.metrics.statistics import bootstrap_interval
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A measure of images against references, both in [-1, 1], a value an image.
-
-    Args:
-        geometric: its values are ratios, averaged by their logarithms.
-        least_side: smaller images have no value.
-    """
-
-    name: str
-    measure: Callable[[Tensor, Tensor], Tensor]
-    geometric: bool = False
-    least_side: int = 1
-
-
-def default_metrics(device: torch.device | str = "cpu", weights: Mapping[str, str] | None = None) -> list[Metric]:
-    """The measures of every table. `efficientnet-lite0` is a teacher of `tiny`, and its column says so.
-
-    weights: of measures that need some, name -> file or folder; those of whole sets (rFID, KID) are `of_a_set`'s.
-    """
-    lite2, lite0 = (perceptual.EfficientNetDistance(name).to(device) for name in ("lite2", "lite0"))
-    return [
-        Metric("psnr", pixel.psnr),
-        Metric("ssim", pixel.ssim),
-        Metric("ms_ssim", pixel.ms_ssim, least_side=pixel.MS_SSIM_LEAST_SIDE),
-        Metric("ssim_paper_compat", pixel.ssim_paper_compat),
-        Metric("effnet_lite2_distance", lambda x, y: perceptual.efficientnet_distance(lite2, x, y)),
-        Metric("haarpsi", perceptual.haarpsi),
-        Metric("mdsi", perceptual.mdsi),
-        Metric("high_frequency_energy", pixel.high_frequency_energy, geometric=True),
-        Metric("effnet_lite0_distance (trained on)", lambda x, y: perceptual.efficientnet_distance(lite0, x, y)),
-        *(Metric(name, measure) for name, measure in weighted.per_image(weights or {}, device).items()),
-    ]
+COST = (
+    Column("num_tokens", "tokens", ".0f"),
+    Column("bits", "bits", ".0f"),
+    Column("seconds_per_image", "s/image", ".3f"),
+    Column("n", "n", ".0f"),
+)
+"""The columns of what a row costs, and of how many images."""
 
 
 class Evaluation(NamedTuple):
-    """A row of the table, what it was averaged from, and the first few reconstructions."""
+    """A row of the table, the values it was averaged from, and the first few decoded images."""
 
     row: dict[str, Any]
     per_image: list[dict[str, Any]]
-    """An entry an image: every measure's mean over seeds, PSNR of each seed, tokens, bits, seconds; null is not finite."""
+    """Per image: each measure's mean over seeds (None where it is not finite), the PSNR of each seed, tokens, bits, seconds."""
     pictures: UInt8[Tensor, "k 3 r r"]
     """Of the first seed."""
 
@@ -63,25 +34,28 @@ class Evaluation(NamedTuple):
 def summarize(
     name: str,
     size: int,
-    metrics: Sequence[Metric],
+    measures: Sequence[Measure],
     values: dict[str, Float[np.ndarray, "s n"]],
     facts: dict[str, Float[np.ndarray, "s n"]],
 ) -> dict[str, Any]:
-    """The row: means over images of the means over seeds, intervals over images, spread of PSNR over seeds."""
+    """The row. Seeds are averaged per image, then images; intervals are over images, `psnr_std` is over seeds.
+
+    size: the side of the images that were measured.
+    """
     row: dict[str, Any] = {"method": name}
     intervals: dict[str, list[float] | None] = {}
-    for metric in metrics:
-        if metric.name not in values:
-            row[metric.name] = intervals[metric.name] = None
-            row[f"{metric.name}_note"] = f"needs images of at least {metric.least_side} pixels, these have {size}"
+    for measure in measures:
+        if measure.name not in values:
+            row[measure.name] = intervals[measure.name] = None
+            row[f"{measure.name}_note"] = f"needs images of at least {measure.least_side} pixels, these have {size}"
             continue
-        of_image = seed_mean(values[metric.name], metric)
+        of_image = seed_mean(values[measure.name], measure)
         finite = of_image[np.isfinite(of_image)]
-        row[metric.name], intervals[metric.name] = mean_and_interval(finite, metric)
+        row[measure.name], intervals[measure.name] = mean_and_interval(finite, measure)
         if len(finite) < len(of_image):
             what = "infinite (equal to the original)" if np.isposinf(of_image).any() else "undefined"
             left_out = len(of_image) - len(finite)
-            row[f"{metric.name}_note"] = f"{what} for {left_out} of {len(of_image)} images, which the mean leaves out"
+            row[f"{measure.name}_note"] = f"{what} for {left_out} of {len(of_image)} images, which the mean leaves out"
     if "psnr" in values:
         row["psnr_std"] = _spread(values["psnr"])
     for fact in ("num_tokens", "bits"):
@@ -91,17 +65,17 @@ def summarize(
     return row | {"n": facts["bits"].shape[1], "image_size": size, "intervals": intervals}
 
 
-def seed_mean(values: Float[np.ndarray, "s n"], metric: Metric) -> Float[np.ndarray, "n"]:
-    """One value an image: its mean over seeds."""
-    return np.exp(np.log(values).mean(0)) if metric.geometric else values.mean(0)
+def seed_mean(values: Float[np.ndarray, "s n"], measure: Measure) -> Float[np.ndarray, "n"]:
+    """One value per image: the mean over seeds."""
+    return np.exp(np.log(values).mean(0)) if measure.geometric else values.mean(0)
 
 
-def mean_and_interval(values: Float[np.ndarray, "n"], metric: Metric) -> tuple[float | None, list[float] | None]:
-    """Mean over images and its 95 % bootstrap interval; None where there is nothing to average."""
+def mean_and_interval(values: Float[np.ndarray, "n"], measure: Measure) -> tuple[float | None, list[float] | None]:
+    """Mean over images and its 95 % bootstrap interval; None for no values."""
     if not len(values):
         return None, None
-    scaled = np.log(values) if metric.geometric else values
-    back = math.exp if metric.geometric else float
+    scaled = np.log(values) if measure.geometric else values
+    back = math.exp if measure.geometric else float
     interval = bootstrap_interval(scaled)
     return back(scaled.mean()), None if interval is None else [back(interval.low), back(interval.high)]
 
@@ -115,12 +89,12 @@ def _spread(psnr: Float[np.ndarray, "s n"]) -> float | None:
 def list_per_image(
     method: str,
     names: Sequence[str],
-    metrics: Sequence[Metric],
+    measures: Sequence[Measure],
     values: dict[str, Float[np.ndarray, "s n"]],
     facts: dict[str, Float[np.ndarray, "s n"]],
 ) -> list[dict[str, Any]]:
     """`Evaluation.per_image`."""
-    columns = {metric.name: seed_mean(values[metric.name], metric) for metric in metrics}
+    columns = {measure.name: seed_mean(values[measure.name], measure) for measure in measures}
     columns |= {fact: table.mean(0) for fact, table in facts.items()}
     entries = []
     for i, name in enumerate(names):
@@ -138,14 +112,14 @@ def _finite(value: float) -> float | None:
 
 
 def paired_differences(
-    evaluation: Evaluation, reference: Evaluation, metrics: Sequence[Metric]
+    evaluation: Evaluation, reference: Evaluation, measures: Sequence[Measure]
 ) -> dict[str, dict[str, Any]]:
     """`evaluation` minus `reference` over the same images: metric -> mean and 95 % bootstrap interval.
 
-    Images without a finite value on either side are left out, ratios (geometric measures) altogether.
+    Images where either value is not finite are left out. Geometric measures, which are ratios, have no differences.
     """
     differences = {}
-    for name in (metric.name for metric in metrics if not metric.geometric):
+    for name in (measure.name for measure in measures if not measure.geometric):
         pairs = [
             (ours.get(name), theirs.get(name))
             for ours, theirs in zip(evaluation.per_image, reference.per_image, strict=True)

@@ -1,7 +1,7 @@
 """Measures whose weights the user brings: LPIPS, CLIP-I, DINO, rFID, KID.
 
-LPIPS has torchvision's backbone files as they are published and torchmetrics' linear layers, rFID and KID the Inception
-of torch-fidelity (`pt_inception-2015-12-05-6726825d.pth`), CLIP-I and DINO folders in transformers' form.
+LPIPS reads torchvision's published backbone files and has torchmetrics' linear layers. rFID and KID read the Inception of
+torch-fidelity (`pt_inception-2015-12-05-6726825d.pth`), CLIP-I and DINO folders in transformers' form.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,33 +15,40 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign
+from hybrid_tokenizer.devices import gather_over_ranks
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import normalize_clip, resize_bicubic, to_uint8, to_unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KID_SUBSET = 1000
 
-Measure = Callable[[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]], Float64[Tensor, "b"]]
 
+class LPIPS(nn.Module):
+    """LPIPS v0.1 (Zhang et al. 2018) of `net`, "alex" or "vgg", with torchvision's ImageNet weights of that network."""
 
-def lpips(net: str, file: Path) -> nn.Module:
-    """LPIPS v0.1 (Zhang et al. 2018) of `net`, "alex" or "vgg", on torchvision's ImageNet weights of that network."""
-    try:
-        from torchmetrics.functional.image.lpips import _LPIPS
-    except ImportError:
-        raise needs("torchmetrics") from None
-    module = _LPIPS(net=net, pretrained=True, pnet_rand=True)  # the linear layers come with torchmetrics
-    state = read_foreign(file)
-    slices = {key.split(".", 1)[1]: key for key in module.net.state_dict() if key.startswith("slice")}
-    wanted = {f"features.{key}": slices[key] for key in slices}
-    missing = sorted(set(wanted) - set(state))
-    if missing:
-        raise HybridTokenizerError(
-            f"{file} lacks {', '.join(missing[:3])}: it is not torchvision's {net}; give alexnet-owt-7be5be79.pth or "
-            "vgg16-397923af.pth"
-        )
-    load_strict(module.net, {name: state[key] for key, name in wanted.items()}, str(file))
-    return module.eval().requires_grad_(False)
+    def __init__(self, net: str, file: Path):
+        super().__init__()
+        try:
+            from torchmetrics.functional.image.lpips import _LPIPS
+        except ImportError:
+            raise needs("torchmetrics") from None
+        self.lpips = _LPIPS(net=net, pretrained=True, pnet_rand=True)  # the linear layers come with torchmetrics
+        backbone = self.lpips.net
+        state = read_foreign(file)
+        slices = {key.split(".", 1)[1]: key for key in backbone.state_dict() if key.startswith("slice")}
+        wanted = {f"features.{key}": slices[key] for key in slices}
+        missing = sorted(set(wanted) - set(state))
+        if missing:
+            raise HybridTokenizerError(
+                f"{file} lacks {', '.join(missing[:3])}: it is not torchvision's {net}; give alexnet-owt-7be5be79.pth or "
+                "vgg16-397923af.pth"
+            )
+        load_strict(backbone, {name: state[key] for key, name in wanted.items()}, str(file))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, "b"]:
+        """0 for equal images."""
+        return self.lpips(images.clamp(-1, 1), references).flatten().double()
 
 
 class Similarity(nn.Module):
@@ -58,7 +65,7 @@ class Similarity(nn.Module):
             self.body, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise HybridTokenizerError(
-                f"{folder} can not be loaded ({str(error).splitlines()[0]}); give a folder in transformers' form"
+                f"{folder} cannot be loaded ({str(error).splitlines()[0]}); give a folder in transformers' form"
             ) from None
         if report["missing_keys"]:
             raise HybridTokenizerError(
@@ -69,7 +76,7 @@ class Similarity(nn.Module):
         self.eval().requires_grad_(False)
 
     def embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Of the square resized to the model's own size."""
+        """Embeddings of the images, resized to the model's own size."""
         side = self.body.config.image_size
         resized = resize_bicubic(images.float(), (side, side)).clamp(-1, 1)
         if self.clip:
@@ -77,29 +84,34 @@ class Similarity(nn.Module):
         mean, std = (resized.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return self.body(pixel_values=(to_unit(resized) - mean) / std).last_hidden_state[:, 0]
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
-        """1 where both say the same."""
-        return F.cosine_similarity(self.embeds(images), self.embeds(references), dim=-1)
+    def forward(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, "b"]:
+        """1 for equal images."""
+        return F.cosine_similarity(self.embeds(images), self.embeds(references), dim=-1).double()
 
 
-def per_image(weights: Mapping[str, str], device: torch.device | str) -> dict[str, Measure]:
-    """Those of `weights` (name -> file or folder) that give a value an image; others are left to `of_a_set`."""
-    measures: dict[str, Measure] = {}
-    for name in ("lpips_alex", "lpips_vgg"):
-        if name in weights:
-            net = lpips(name.removeprefix("lpips_"), Path(weights[name])).to(device)
-            measures[name] = lambda x, y, net=net: net(x.clamp(-1, 1), y).flatten().double()
-    if "clip_i" in weights:
-        clip = Similarity(Path(weights["clip_i"]), clip=True).to(device)
-        measures["clip_i"] = lambda x, y: clip(x, y).double()
-    if "dino_distance" in weights:
-        dino = Similarity(Path(weights["dino_distance"]), clip=False).to(device)
-        measures["dino_distance"] = lambda x, y: 1 - dino(x, y).double()
-    return measures
+def clip_similarity(folder: Path) -> nn.Module:
+    """CLIP-I: the cosine of CLIP's image embeddings, 1 for equal images."""
+    return Similarity(folder, clip=True)
+
+
+class DinoDistance(nn.Module):
+    """1 minus the cosine of DINO's class tokens, 0 for equal images."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.similarity = Similarity(folder, clip=False)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, "b"]:
+        """One value per image."""
+        return 1 - self.similarity(images, references)
 
 
 class Frechet:
-    """rFID and KID of a whole set: reconstructions against references, streamed."""
+    """rFID and KID of a whole set: reconstructions against references, streamed.
+
+    In a distributed run every process updates its own with its share of the batches, perhaps none, and all of them call
+    `compute` and get the same values.
+    """
 
     def __init__(self, network: nn.Module, names: list[str], device: torch.device | str):
         try:
@@ -107,33 +119,56 @@ class Frechet:
             from torchmetrics.image.kid import KernelInceptionDistance
         except ImportError:
             raise needs("torchmetrics") from None
-        self.device, self.count = device, 0
+        self.names, self.device = names, device
+        self.firsts: list[int] = []
         self.metrics: dict[str, Any] = {}
         if "rfid" in names:
             self.metrics["rfid"] = FrechetInceptionDistance(feature=network).set_dtype(torch.float64).to(device)
+            self.metrics["rfid"].orig_dtype = torch.float64  # torchmetrics sets it in `update`, which may never come
         if "kid" in names:
-            self.metrics["kid"] = KernelInceptionDistance(feature=network, subset_size=KID_SUBSET).to(device)
+            # torchmetrics gathers one tensor per batch, and waits for ever where another process had fewer batches
+            self.metrics["kid"] = KernelInceptionDistance(
+                feature=network, subset_size=KID_SUBSET, sync_on_compute=False
+            ).to(device)
 
-    def update(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> None:
-        """Add a batch."""
-        self.count += len(images)
+    def update(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"], first: int) -> None:
+        """Add a batch. `first` is the position of its first image in the set."""
+        self.firsts.append(first)
         for metric in self.metrics.values():
             metric.update(to_uint8(references).to(self.device), real=True)
             metric.update(to_uint8(images).to(self.device), real=False)
 
-    def compute(self) -> dict[str, float]:
-        """rFID needs two images; KID is the mean over subsets of at most 1,000."""
-        values: dict[str, float] = {}
+    def compute(self, count: int) -> dict[str, float | None]:
+        """The values over all `count` images of the set; None under two images. KID is the mean over seeded subsets."""
+        values: dict[str, float | None] = dict.fromkeys(self.names)
+        kid = self._merged_kid() if "kid" in self.metrics else None
+        if count < 2:
+            return values
         if "rfid" in self.metrics:
             values["rfid"] = self.metrics["rfid"].compute().item()
-        if "kid" in self.metrics:
-            self.metrics["kid"].subset_size = min(KID_SUBSET, self.count)
-            values["kid"] = self.metrics["kid"].compute()[0].item()
+        if kid is not None:
+            kid.subset_size = min(KID_SUBSET, count)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # it draws its subsets from the global generator
+                values["kid"] = kid.compute()[0].item()
         return values
+
+    def _merged_kid(self) -> Any:
+        """torchmetrics' KID with the features of all processes, in the order of the set."""
+        kid = self.metrics["kid"]
+        own = [
+            (first, real.cpu(), fake.cpu())
+            for first, real, fake in zip(self.firsts, kid.real_features, kid.fake_features, strict=True)
+        ]
+        everything = sorted((entry for rank in gather_over_ranks(own) for entry in rank), key=lambda entry: entry[0])
+        kid.real_features = [real.to(self.device) for _, real, _ in everything]
+        kid.fake_features = [fake.to(self.device) for _, _, fake in everything]
+        self.firsts = [first for first, _, _ in everything]
+        return kid
 
 
 def of_a_set(weights: Mapping[str, str], device: torch.device | str) -> Callable[[], Frechet] | None:
-    """What makes a fresh accumulator of those of `weights` that belong to whole sets; None where there are none."""
+    """A function that makes a fresh accumulator of rFID and KID, of those that `weights` names. None if it names neither."""
     names = [name for name in ("rfid", "kid") if name in weights]
     if not names:
         return None
@@ -169,5 +204,5 @@ def inception(file: Path) -> nn.Module:
 
 
 def needs(package: str) -> HybridTokenizerError:
-    """The error of a measure whose package is not there."""
+    """The error of a measure whose package is not installed."""
     return HybridTokenizerError(f"this measure needs {package}; pip install 'hybrid_tokenizer[metrics]'")

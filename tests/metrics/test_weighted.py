@@ -7,11 +7,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.evaluation.config import EvalReconConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate
-from hybrid_tokenizer.evaluation.summary import default_metrics
-from hybrid_tokenizer.metrics.weighted import inception, lpips, of_a_set, per_image
+from hybrid_tokenizer.evaluation.measures import default_metrics
+from hybrid_tokenizer.metrics.weighted import LPIPS, DinoDistance, clip_similarity, inception, of_a_set
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 
@@ -26,17 +25,16 @@ def pair():
 def test_lpips_reads_torchvisions_file_and_knows_equals(pair, tmp_path):
     images, references = (torch.nn.functional.interpolate(x, (64, 80)) for x in pair)
     torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "alex.pth")
-    net = lpips("alex", tmp_path / "alex.pth")
-    measure = per_image({"lpips_alex": str(tmp_path / "alex.pth")}, "cpu")["lpips_alex"]
+    measure = LPIPS("alex", tmp_path / "alex.pth")
     values = measure(images, references)
     assert values.shape == (3,) and values.dtype == torch.float64 and (values > 0).all()
     assert measure(references, references).abs().max() == 0
     torch.testing.assert_close(measure(images[1:2], references[1:2]), values[1:2])
     first = torchvision.models.alexnet()
     first.load_state_dict(torch.load(tmp_path / "alex.pth", weights_only=True))
-    torch.testing.assert_close(net.net.slice1[0].weight, first.features[0].weight)
+    torch.testing.assert_close(measure.lpips.net.slice1[0].weight, first.features[0].weight)
     with pytest.raises(HybridTokenizerError, match="it is not torchvision's vgg"):
-        lpips("vgg", tmp_path / "alex.pth")
+        LPIPS("vgg", tmp_path / "alex.pth")
 
 
 @pytest.mark.parametrize("name", ["clip_i", "dino_distance"])
@@ -48,14 +46,15 @@ def test_similarities_of_folders(pair, tmp_path, name):
         ).save_pretrained(tmp_path)
     else:
         Dinov2Model(Dinov2Config(**SIZES)).save_pretrained(tmp_path)
-    measure = per_image({name: str(tmp_path)}, "cpu")[name]
+    load = clip_similarity if name == "clip_i" else DinoDistance
+    measure = load(tmp_path)
     values, same = measure(images, references), measure(references, references)
     torch.testing.assert_close(same, torch.full_like(same, float(name == "clip_i")), rtol=0, atol=1e-5)
     assert ((values < 1) if name == "clip_i" else (values > 0)).all()
     torch.testing.assert_close(measure(images[:1], references[:1]), values[:1], rtol=0, atol=1e-5)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(HybridTokenizerError, match="can not be loaded"):
-        per_image({name: str(tmp_path)}, "cpu")
+    with pytest.raises(HybridTokenizerError, match="cannot be loaded"):
+        load(tmp_path)
 
 
 class Pooled(torch.nn.Module):
@@ -72,13 +71,16 @@ def test_rfid_and_kid_of_a_set(monkeypatch, tmp_path):
     new = of_a_set({"rfid": "file", "kid": "file"}, "cpu")
     references = torch.rand(24, 3, 16, 16) * 2 - 1
     same, halves, other = new(), new(), new()
-    same.update(references, references)
-    for part in references.split(7):
-        halves.update(part * 0.5, part)
-    other.update(references * 0.5, references)
-    assert same.compute()["rfid"] == pytest.approx(0, abs=1e-6)
-    mine, whole = halves.compute(), other.compute()
+    same.update(references, references, 0)
+    for first in (21, 0, 14, 7):
+        part = references[first : first + 7]
+        halves.update(part * 0.5, part, first)
+    other.update(references * 0.5, references, 0)
+    assert same.compute(24)["rfid"] == pytest.approx(0, abs=1e-6)
+    mine, whole = halves.compute(24), other.compute(24)
     assert mine["rfid"] == pytest.approx(whole["rfid"], rel=1e-6) and mine["rfid"] > 1e-3
+    assert mine["kid"] == pytest.approx(whole["kid"], rel=1e-6) and mine["kid"] > 0
+    assert halves.compute(24) == mine, "the subsets of KID are seeded"
     levels = [((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for x in (references, references * 0.5)]
     means, covariances = zip(*((f.mean(0), torch.cov(f.T)) for f in map(Pooled(), levels)), strict=True)
     root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
@@ -101,7 +103,10 @@ def test_rows_have_them(monkeypatch, tmp_path):
     ).row
     assert row["dino_distance"] > 0 and row["rfid"] > 0
     with pytest.raises(HybridTokenizerError, match="metric_weights names fid; use some of lpips_alex"):
-        EvalReconConfig(metric_weights={"fid": "x"})
+        default_metrics("cpu", {"fid": "x"})
+    alone = EvalImages.from_samples(32, max_images=1, progress=False)
+    row = evaluate(LosslessGuide(8), alone, metrics, progress=False, of_a_set=of_a_set(weights, "cpu")).row
+    assert row["rfid"] is None and row["rfid_note"] == "needs at least two images"
 
 
 def test_inception_is_torch_fidelitys(monkeypatch, tmp_path):

@@ -1,12 +1,11 @@
-"""Damaged guides through every method: what each loses against the undamaged guide, with paired intervals."""
+"""Damaged guides through every method: what each loses against its own undamaged result, with paired intervals (Fig. 5)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,51 +14,91 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import NO_DAMAGE, Damage
 from hybrid_tokenizer.evaluation.controls import HybridRow
 from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import evaluate_rows
+from hybrid_tokenizer.evaluation.measures import Measure, metrics_named
 from hybrid_tokenizer.evaluation.pictures import Line, Picture, draw_panels, write_figure
 from hybrid_tokenizer.evaluation.rows import VARIANT, variant_row
 from hybrid_tokenizer.evaluation.studies.damage import bend, replace_tokens, turn
-from hybrid_tokenizer.evaluation.summary import Metric, default_metrics, mean_and_interval
 from hybrid_tokenizer.evaluation.super_resolution import HOW, LEFT_OUT, enlarge, load_upscaler
 from hybrid_tokenizer.evaluation.super_resolution import NAME as SUPER_RESOLUTION
+from hybrid_tokenizer.evaluation.tables import METHOD, Column, difference_text, to_markdown
+from hybrid_tokenizer.evaluation.token_cache import TokenCache
 from hybrid_tokenizer.hybrid import HybridTokenizer, image_generators
 from hybrid_tokenizer.images import from_uint8, resize_bicubic, to_uint8
 from hybrid_tokenizer.metrics import pixel
-from hybrid_tokenizer.metrics.statistics import bootstrap_interval
 from hybrid_tokenizer.tokens import HybridTokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BICUBIC, HYBRID = "bicubic", "hybrid"
-MEASURES = {  # key -> heading, digits
-    "psnr": ("PSNR ↑", 2),
-    "ssim": ("SSIM ↑", 3),
-    "effnet_lite2_distance": ("EffNet-lite2 ↓", 3),
-    "effnet_lite0_distance (trained on)": ("EffNet-lite0 (trained on) ↓", 3),
-}
-LOST = ("psnr", "effnet_lite2_distance")
-"""Whose change by the damage the table shows; the JSON has all of them."""
+MEASURES = metrics_named("psnr", "ssim", "effnet_lite2_distance", "effnet_lite0_distance (trained on)")
+CHANGES = metrics_named("psnr", "effnet_lite2_distance")
+"""Whose change by the damage the table shows; correction.json has all of them."""
 
-Render = Callable[[Float[Tensor, "b 3 gh gw"], HybridTokens], Float[Tensor, "b 3 h w"]]
-"""Guide images, perhaps damaged, and the undamaged tokens -> images of the tokens' image size."""
+Render = Callable[
+    [Float[Tensor, "b 3 gh gw"], HybridTokens, Sequence[torch.Generator], tuple[int, int]], Float[Tensor, "b 3 h w"]
+]
+"""Guide images, perhaps damaged, the undamaged tokens, a generator per image, and a size -> images of that size."""
 
 
 class Correction(NamedTuple):
-    """The table, and the first reconstructions by (damage, method)."""
+    """The table, and the first decoded images by (damage, method)."""
 
     rows: list[dict[str, Any]]
     pictures: dict[tuple[Damage, str], UInt8[Tensor, "k 3 r r"]]
 
 
-def correction_metrics(device: torch.device | str) -> list[Metric]:
-    """Of the measures of every table, those shown here."""
-    return [metric for metric in default_metrics(device) if metric.name in MEASURES]
+class DamagedRow:
+    """One damage and one method. All rows decode the same tokens, damaged or not.
+
+    What is drawn for an image is a function of its undamaged tokens and the generator. So every damage gets the same
+    diffusion noise, a larger share of tokens contains a smaller one, and a stronger bend is the same bend.
+    """
+
+    native_size = None
+
+    def __init__(self, tokenizer: HybridTokenizer, tokens: TokenCache, damage: Damage, method: str, render: Render):
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+        self.damage = damage
+        self.render = render
+        self.name = row_name(damage, method)
+        self.compare_to = row_name(NO_DAMAGE, method)
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> HybridTokens:
+        """The undamaged tokens."""
+        semantic_indices, *guide_indices = self.tokens(images)
+        return HybridTokens(semantic_indices, tuple(guide_indices), (images.shape[-2], images.shape[-1]))
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: HybridTokens, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """The damaged guide through the method."""
+        indices = [tokens.semantic_indices, *tokens.guide_indices]
+        noise = image_generators(indices, generator)  # first, so that undamaged images are those of the plain hybrid
+        guide = damaged_guide(self.tokenizer, tokens, self.damage, image_generators(indices, generator))
+        return self.render(guide, tokens, noise, size)
+
+    def num_tokens(self, tokens: HybridTokens) -> Int[Tensor, "b"]:
+        """The hybrid's."""
+        return self.tokenizer.num_tokens(tokens)
+
+    def bits(self, tokens: HybridTokens) -> Float[Tensor, "b"]:
+        """The hybrid's."""
+        return self.tokenizer.bits(tokens)
+
+
+def row_name(damage: Damage, method: str) -> str:
+    """Unique in a study."""
+    return f"{method}, {damage.label}"
 
 
 def renderers(
-    tokenizer: HybridTokenizer, names: Sequence[str] | None, baselines: Mapping[str, str], seed: int
+    tokenizer: HybridTokenizer, names: Sequence[str] | None, baselines: Mapping[str, str]
 ) -> dict[str, Render]:
-    """The methods by name; None is bicubic, super_resolution where it has weights, and hybrid."""
+    """The methods by name. None is bicubic, super_resolution if `baselines` names its weights, and hybrid."""
     if unknown := sorted(set(baselines) - {SUPER_RESOLUTION}):
         raise HybridTokenizerError(f"baselines {', '.join(unknown)} take no guide; give {SUPER_RESOLUTION} or nothing")
     if names is None:
@@ -68,53 +107,44 @@ def renderers(
             tqdm.write(LEFT_OUT)
     if not names or len(set(names)) < len(names):
         raise HybridTokenizerError(f"methods={list(names)} must be one or more different names")
-    return {name: _renderer(tokenizer, name, baselines, seed) for name in names}
+    return {name: _renderer(tokenizer, name, baselines) for name in names}
 
 
-def _renderer(tokenizer: HybridTokenizer, name: str, baselines: Mapping[str, str], seed: int) -> Render:
+def _renderer(tokenizer: HybridTokenizer, name: str, baselines: Mapping[str, str]) -> Render:
     if name == BICUBIC:
-        return lambda guide, tokens: resize_bicubic(guide, tokens.image_size).clamp(-1, 1)
+        return lambda guide, tokens, noise, size: resize_bicubic(guide, size).clamp(-1, 1)
     if name == SUPER_RESOLUTION:
         if name not in baselines:
             raise HybridTokenizerError(f"{name} needs weights: {HOW} as baselines.{name}")
         upscaler = load_upscaler(baselines[name])
-        return lambda guide, tokens: enlarge(upscaler, guide, tokens.image_size)
+        return lambda guide, tokens, noise, size: enlarge(upscaler, guide, size)
     if name != HYBRID and not name.startswith(VARIANT):
         raise HybridTokenizerError(
             f"method {name!r} is unknown; use {BICUBIC}, {SUPER_RESOLUTION}, {HYBRID}, or a variant as in {VARIANT}s0.6"
         )
     row = HybridRow(tokenizer) if name == HYBRID else variant_row(tokenizer, name)
-    if row.guide_scales is not None:
+    if row.guide_scales is not None or row.search_steps != tokenizer.search_steps:
         raise HybridTokenizerError(
-            f"method {name!r} drops guide tokens, which are damaged as a whole; leave the number out"
+            f"method {name!r} changes the tokens, which all methods share; give decode options only, as in {VARIANT}s0.6"
         )
 
-    def diffuse(guide: Float[Tensor, "b 3 gh gw"], tokens: HybridTokens) -> Float[Tensor, "b 3 h w"]:
-        indices = [tokens.semantic_indices, *tokens.guide_indices]  # undamaged: every damage gets the same noise
-        return tokenizer.diffusion.decode(
-            guide,
-            tokenizer.semantic.decode(tokens.semantic_indices),
-            tokens.image_size,
-            **row.options,
-            generator=image_generators(indices, torch.Generator().manual_seed(seed)),
-        )
+    def diffuse(
+        guide: Float[Tensor, "b 3 gh gw"],
+        tokens: HybridTokens,
+        noise: Sequence[torch.Generator],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "b 3 h w"]:
+        embeds = tokenizer.semantic.decode(tokens.semantic_indices)
+        return tokenizer.diffusion.decode(guide, embeds, size, generator=list(noise), **row.options)
 
     return diffuse
 
 
 @torch.no_grad()
 def damaged_guide(
-    tokenizer: HybridTokenizer, tokens: HybridTokens, damage: Damage, positions: Sequence[int], seed: int
+    tokenizer: HybridTokenizer, tokens: HybridTokens, damage: Damage, generators: Sequence[torch.Generator]
 ) -> Float[Tensor, "b 3 gh gw"]:
-    """The guide images of damaged tokens, or damaged guide images.
-
-    positions: of the images in their set. What is drawn is a function of them and of the seed: a larger share of tokens
-    contains a smaller one, a stronger bend is the same bend.
-    """
-    generators = [
-        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, position]).generate_state(1)[0]))
-        for position in positions
-    ]
+    """The guide images of damaged tokens, or damaged guide images. One generator per image."""
     indices = tokens.guide_indices
     if damage.kind == "tokens":
         indices = replace_tokens(indices, damage.amount, tokenizer.guide.codebook_size, generators)
@@ -124,64 +154,41 @@ def damaged_guide(
     return turn(guide, damage.amount) if damage.kind == "rotation" else guide
 
 
-@torch.no_grad()
-def evaluate_correction(
+def measure_correction(
     tokenizer: HybridTokenizer,
     images: EvalImages,
     damages: Sequence[Damage],
     methods: Mapping[str, Render],
-    metrics: Sequence[Metric],
+    measures: Sequence[Measure] = MEASURES,
     *,
     seed: int = 0,
-    batch_size: int = 8,
-    pictures: int = 0,
-    progress: bool = True,
+    **options: Any,
 ) -> Correction:
-    """A row for each damage and method, against the undamaged photographs. `damages` must hold `NO_DAMAGE`."""
+    """A row per damage and method, against the undamaged photographs. `damages` must hold `NO_DAMAGE`.
+
+    Options as for `evaluate_rows`.
+    """
+
+    def encode(images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        tokens = tokenizer.encode(images)
+        return tokens.semantic_indices, *tokens.guide_indices
+
+    cache = TokenCache(encode)
     cells = [(damage, method) for damage in damages for method in methods]
-    values = {cell: {metric.name: np.zeros(len(images)) for metric in metrics} for cell in cells}
-    kept: dict[tuple[Damage, str], list[Tensor]] = {cell: [] for cell in cells}
-    with tqdm(total=len(cells) * len(images), desc="correction", unit="image", disable=not progress) as bar:
-        for batch in images.batches(batch_size):
-            references = batch.references.to(tokenizer.device)
-            tokens = tokenizer.encode(references)
-            for damage in damages:
-                guide = damaged_guide(tokenizer, tokens, damage, batch.positions, seed)
-                for method, render in methods.items():
-                    output = render(guide, tokens)
-                    for metric in metrics:
-                        measured = metric.measure(output, references).cpu().numpy()
-                        values[damage, method][metric.name][batch.positions] = measured
-                    left = max(0, pictures - batch.positions.start)
-                    kept[damage, method].append(to_uint8(output[:left]).cpu())
-                    bar.update(len(references))
-    rows = [_row(cell, values[cell], values[NO_DAMAGE, cell[1]], metrics) for cell in cells]
-    return Correction(rows, {cell: torch.cat(parts) for cell, parts in kept.items()})
-
-
-def _row(
-    cell: tuple[Damage, str],
-    values: dict[str, Float[np.ndarray, "n"]],
-    undamaged: dict[str, Float[np.ndarray, "n"]],
-    metrics: Sequence[Metric],
-) -> dict[str, Any]:
-    """Means and intervals, and the paired change against the same method without damage."""
-    damage, method = cell
-    row: dict[str, Any] = {"damage": damage.label, "kind": damage.kind, "amount": damage.amount, "method": method}
-    intervals, changes = {}, {}
-    for metric in metrics:
-        of_image = values[metric.name]
-        row[metric.name], intervals[metric.name] = mean_and_interval(of_image, metric)
-        change = of_image - undamaged[metric.name]
-        interval = bootstrap_interval(change)
-        changes[metric.name] = {"mean": float(change.mean()), "interval": None if interval is None else list(interval)}
-    row |= {"n": len(of_image), "intervals": intervals}
-    return row if damage == NO_DAMAGE else row | {"change": changes}
+    rows = [DamagedRow(tokenizer, cache, damage, method, methods[method]) for damage, method in cells]
+    evaluations = evaluate_rows(rows, images, measures, seeds=[seed], device=tokenizer.device, **options)
+    table = []
+    for (damage, method), done in zip(cells, evaluations, strict=True):
+        entry = {"damage": damage.label, "kind": damage.kind, "amount": damage.amount, "method": method}
+        entry |= {measure.name: done.row[measure.name] for measure in measures}
+        entry |= {"n": done.row["n"], "intervals": done.row["intervals"]}
+        table.append(entry | ({"change": done.row.get("differences", {})} if damage != NO_DAMAGE else {}))
+    return Correction(table, {cell: done.pictures for cell, done in zip(cells, evaluations, strict=True)})
 
 
 def write_correction(folder: Path, correction: Correction, images: EvalImages, provenance: dict[str, Any]) -> str:
     """correction.json, correction.md, correction.png and correction.pdf. Returns the Markdown."""
-    table = to_markdown(correction.rows)
+    table = correction_markdown(correction.rows)
     write_atomic(folder / "correction.md", table.encode())
     if any(len(pictures) for pictures in correction.pictures.values()):
         write_figure(folder / "correction", draw_correction(correction, images))
@@ -189,37 +196,26 @@ def write_correction(folder: Path, correction: Correction, images: EvalImages, p
     return table
 
 
-def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a damage and method."""
-    shown = [key for key in MEASURES if key in rows[0]]
-    lost = [key for key in LOST if key in rows[0]]
-    headings = [
-        "damage",
-        "method",
-        *(MEASURES[key][0] for key in shown),
-        *(f"Δ {MEASURES[key][0][:-2]}" for key in lost),
+def correction_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A line per damage and method."""
+    measured = [metric for metric in MEASURES if metric.name in rows[0]]
+    changed = [metric for metric in CHANGES if metric.name in rows[0]]
+    columns = [Column("damage", "damage"), METHOD, *(metric.column for metric in measured)]
+    columns += [Column(f"change {metric.name}", f"Δ {metric.heading[:-2]}", metric.column.spec) for metric in changed]
+    lines = [
+        row
+        | {
+            f"change {metric.name}": difference_text(row.get("change", {}).get(metric.name), metric.column.spec)
+            for metric in changed
+        }
+        for row in rows
     ]
-    lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
-    for row in rows:
-        cells = [row["damage"], row["method"], *(f"{row[key]:.{MEASURES[key][1]}f}" for key in shown)]
-        lines.append("| " + " | ".join([*cells, *(_change(row, key) for key in lost)]) + " |")
     note = "Δ: the change by the damage, of the same method on the same images, with the 95 % bootstrap interval of its mean."
-    return "\n".join([*lines, "", f"{rows[0]['n']} images. {note}"]) + "\n"
-
-
-def _change(row: dict[str, Any], key: str) -> str:
-    if "change" not in row:
-        return "–"
-    digits, change = MEASURES[key][1], row["change"][key]
-    text = f"{change['mean']:+.{digits}f}"
-    if change["interval"] is None:
-        return text
-    low, high = change["interval"]
-    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return to_markdown(lines, columns) + f"\n{rows[0]['n']} images. {note}\n"
 
 
 def draw_correction(correction: Correction, images: EvalImages) -> "Figure":
-    """A block of lines a photograph, a line a method, a column a damage; the original opens each block."""
+    """A block of lines per photograph, a line per method, a column per damage. The original opens each block."""
     damages = list(dict.fromkeys(damage for damage, _ in correction.pictures))
     methods = list(dict.fromkeys(method for _, method in correction.pictures))
     count = len(correction.pictures[damages[0], methods[0]])

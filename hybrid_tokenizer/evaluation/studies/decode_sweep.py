@@ -1,112 +1,113 @@
-"""Which way of decoding to recommend: start x strength x steps x guidance over a folder of images.
+"""Which decode options to recommend: start x strength x steps x guidance over a folder of images.
 
-The choice reads PSNR and `effnet_lite1_distance` only: the decoder was trained on lite0's features, and a setting that pleases
-that network may please no other. The measures that judge the preset are kept out of it: three are not
-computed here, and the share of high-frequency energy is shown and never read.
+The recommendation uses PSNR and `effnet_lite1_distance` only. The decoder was trained on lite0's features, so lite0 would
+favour what it was trained for. The measures that validate the preset are kept out of the choice: three are not computed
+here, and high-frequency energy is shown but not used.
 """
 
-import io
-import itertools
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
-from tqdm import tqdm
+from jaxtyping import Float
+from torch import Tensor
 
-from hybrid_tokenizer import perceptual
 from hybrid_tokenizer.checkpoints.files import write_atomic, write_json
-from hybrid_tokenizer.diffusion import DecodeOptions
+from hybrid_tokenizer.diffusion import DecodeOptions, DecodeOverrides
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.controls import BranchTokens, GuideOfHybrid, HybridRow
 from hybrid_tokenizer.evaluation.images import EvalImages
-from hybrid_tokenizer.evaluation.summary import Metric, mean_and_interval
+from hybrid_tokenizer.evaluation.loop import evaluate_rows
+from hybrid_tokenizer.evaluation.measures import LITE1, Measure, metrics_named
+from hybrid_tokenizer.evaluation.plots import draw_sweep
+from hybrid_tokenizer.evaluation.tables import Column, to_markdown
+from hybrid_tokenizer.evaluation.token_cache import TokenCache
 from hybrid_tokenizer.hybrid import HybridTokenizer
-from hybrid_tokenizer.images import resize_bicubic
-from hybrid_tokenizer.metrics import pixel
 
-DISTANCE = "effnet_lite1_distance"
+DISTANCE = LITE1.name
 CHOSEN_BY = ("psnr", DISTANCE)
 NEVER_READ = ("effnet_lite2_distance", "haarpsi", "mdsi", "high_frequency_energy")
 OPTIONS = ("start", "inversion_condition", "strength", "num_inference_steps", "guidance_scale")
+COLUMNS = (
+    Column("method", "setting"),
+    Column("psnr", "PSNR ↑", ".3f"),
+    Column("ssim", "SSIM ↑", ".3f"),
+    Column(DISTANCE, LITE1.heading, ".3f"),
+    Column("high_frequency_energy", "HF energy, 1 is right", ".3f"),
+    Column("seconds_per_image", "s/image", ".3f"),
+)
+MEASURES = (*metrics_named("psnr", "ssim"), LITE1, *metrics_named("high_frequency_energy"))
 
 
-def sweep_metrics(device: torch.device | str) -> list[Metric]:
-    """What the table of the sweep shows."""
-    lite1 = perceptual.EfficientNetDistance("lite1").to(device)
-    return [
-        Metric("psnr", pixel.psnr),
-        Metric("ssim", pixel.ssim),
-        Metric(DISTANCE, lambda x, y: perceptual.efficientnet_distance(lite1, x, y)),
-        Metric("high_frequency_energy", pixel.high_frequency_energy, geometric=True),
-    ]
+class SweepRow(HybridRow):
+    """One setting. All rows of a sweep decode the same tokens, those of the one-pass encoder."""
+
+    def __init__(self, hybrid: HybridTokenizer, name: str, tokens: TokenCache, **options: Unpack[DecodeOverrides]):
+        super().__init__(hybrid, name, **options)
+        self.tokens = tokens
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
+        """From the cache."""
+        semantic_indices, *guide_indices = self.tokens(images)
+        return BranchTokens(semantic_indices, tuple(guide_indices), (images.shape[-2], images.shape[-1]))
 
 
-@torch.no_grad()
+class SweepGuide(SweepRow):
+    """The guide of these tokens, enlarged bicubically."""
+
+    decode = GuideOfHybrid.decode
+
+
 def sweep(
     tokenizer: HybridTokenizer,
     images: EvalImages,
     settings: Sequence[DecodeOptions],
-    metrics: Sequence[Metric],
+    measures: Sequence[Measure] = MEASURES,
     *,
-    seed: int = 0,
     batch_size: int = 8,
-    progress: bool = True,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """A row for the decoded guide alone, one for strength 0, and one a setting; every image is encoded once."""
-    guide_only, round_trip = {"method": "guide_only"}, {"method": "strength 0"}
-    rows = [guide_only, round_trip, *({"method": setting_name(s), **options_of(s)} for s in settings)]
-    decodings: list[DecodeOptions | None] = [None, DecodeOptions(strength=0.0), *settings]
-    values = [{metric.name: np.zeros(len(images)) for metric in metrics} for _ in rows]
-    seconds = np.zeros(len(rows))
-    with tqdm(total=len(rows) * len(images), desc="sweep", unit="image", disable=not progress) as bar:
-        for batch in images.batches(batch_size):
-            references = batch.references.to(tokenizer.device)
-            # tokens that were searched for under one setting would speak for it
-            tokens = tokenizer.encode(references, search_steps=0)
-            for i, options in enumerate(decodings):
-                start = time.perf_counter()
-                if options is None:
-                    guide = tokenizer.decode_guide(tokens.guide_indices, tokens.image_size)
-                    output = resize_bicubic(guide, tokens.image_size).clamp(-1, 1)
-                else:
-                    generator = torch.Generator().manual_seed(seed)
-                    output = tokenizer.decode(tokens, generator=generator, **options_of(options))
-                for metric in metrics:
-                    values[i][metric.name][batch.positions] = metric.measure(output, references).cpu().numpy()
-                seconds[i] += time.perf_counter() - start
-                bar.update(len(references))
-    for row, measured, taken in zip(rows, values, seconds, strict=True):
-        row["intervals"] = {}
-        for metric in metrics:
-            of_image = measured[metric.name]
-            row[metric.name], row["intervals"][metric.name] = mean_and_interval(of_image[np.isfinite(of_image)], metric)
-        row |= {"seconds_per_image": taken / len(images), "n": len(images)}
-    return rows
+    """A row for the decoded guide alone, one for strength 0, and one per setting. Options as for `evaluate_rows`."""
+
+    def encode(images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        # one pass, since tokens that a search optimised under one setting would favour it
+        tokens = tokenizer.encode(images, search_steps=0)
+        return tokens.semantic_indices, *tokens.guide_indices
+
+    cache = TokenCache(encode)
+    for batch in images.own_batches(batch_size, tokenizer.device):
+        cache(batch.references)  # before the first row, whose seconds would otherwise include it
+    named = {setting_name(setting): setting for setting in settings}
+    rows = [
+        SweepGuide(tokenizer, "guide_only", cache),
+        SweepRow(tokenizer, "strength 0", cache, strength=0.0),
+        *(SweepRow(tokenizer, name, cache, **options_of(setting)) for name, setting in named.items()),
+    ]
+    evaluations = evaluate_rows(rows, images, measures, batch_size=batch_size, device=tokenizer.device, **options)
+    described = {name: options_of(setting) | {"family": family_of(setting)} for name, setting in named.items()}
+    return [done.row | described.get(done.row["method"], {}) for done in evaluations]
 
 
-def options_of(options: DecodeOptions) -> dict[str, Any]:
+def options_of(setting: DecodeOptions) -> dict[str, Any]:
     """The swept options by name."""
-    return {name: getattr(options, name) for name in OPTIONS}
+    return {name: getattr(setting, name) for name in OPTIONS}
 
 
-def setting_name(options: DecodeOptions) -> str:
+def setting_name(setting: DecodeOptions) -> str:
     """Short and unique in a sweep."""
-    start = start_name(options.start, options.inversion_condition)
-    return f"{start} s{options.strength:g} n{options.num_inference_steps} g{options.guidance_scale:g}"
+    return f"{_start_name(setting)} s{setting.strength:g} n{setting.num_inference_steps} g{setting.guidance_scale:g}"
 
 
-def start_name(start: str, inversion_condition: str) -> str:
-    """With the condition of the inversion where it is not the usual one."""
-    usual = start != "ddim_inversion" or inversion_condition == "generation"
-    return start if usual else f"{start} ({inversion_condition})"
+def family_of(setting: DecodeOptions) -> str:
+    """Settings of one family differ in strength alone."""
+    return f"{_start_name(setting)}, n{setting.num_inference_steps}, g{setting.guidance_scale:g}"
 
 
 def recommend(rows: Sequence[dict[str, Any]], psnr_margin: float) -> dict[str, Any]:
     """The setting with the smallest distance among those within `psnr_margin` dB of the best PSNR.
 
-    Between equal distances the smaller share of U-Net steps. Rows that take no step are references, not candidates.
+    Between equal distances the smaller share of U-Net steps wins. Rows that take no step are references, not candidates.
     """
     candidates = [row for row in rows if "start" in row and all(row[name] is not None for name in CHOSEN_BY)]
     if not candidates:
@@ -126,8 +127,8 @@ def rule(psnr_margin: float) -> str:
 
 def write_sweep(
     folder: Path, rows: Sequence[dict[str, Any]], psnr_margin: float, provenance: dict[str, Any]
-) -> dict[str, Any]:
-    """eval_decode.json, eval_decode.md and eval_decode.png. Returns the recommended options."""
+) -> tuple[str, dict[str, Any]]:
+    """eval_decode.json, eval_decode.md and eval_decode.png. Returns the table and the recommended options."""
     chosen = recommend(rows, psnr_margin)
     recommended = {name: chosen[name] for name in OPTIONS}
     report = {
@@ -138,63 +139,26 @@ def write_sweep(
         "never_read_by_the_choice": list(NEVER_READ),
         "provenance": provenance,
     }
-    write_atomic(folder / "eval_decode.md", to_markdown(rows, chosen, psnr_margin).encode())
-    write_atomic(folder / "eval_decode.png", plot(rows, chosen))
+    table = sweep_markdown(rows, chosen, psnr_margin)
+    write_atomic(folder / "eval_decode.md", table.encode())
+    write_atomic(folder / "eval_decode.png", draw_sweep(rows, chosen))
     write_json(folder / "eval_decode.json", report)
-    return recommended
+    return table, recommended
 
 
-def to_markdown(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], psnr_margin: float) -> str:
-    """The table, best PSNR first below the references, the recommended row in bold."""
-    columns = ("psnr", "ssim", DISTANCE, "high_frequency_energy", "seconds_per_image")
-    headings = ("PSNR ↑", "SSIM ↑", "EffNet-lite1 ↓", "HF energy, 1 is right", "s/image")
-    lines = ["| setting | " + " | ".join(headings) + " |", "|---|" + "---:|" * len(columns)]
+def sweep_markdown(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], psnr_margin: float) -> str:
+    """The references, then the settings by falling PSNR with the recommended one in bold."""
     references = [row for row in rows if "start" not in row]
     ranked = sorted((row for row in rows if "start" in row), key=lambda row: -(row["psnr"] or 0))
-    for row in (*references, *ranked):
-        name = f"**{row['method']}**" if row is chosen else row["method"]
-        cells = ["–" if row[key] is None else f"{row[key]:.3f}" for key in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"Recommended: {chosen['method']}. Rule: {rule(psnr_margin)}.",
+    shown = [row | {"method": f"**{row['method']}**"} if row is chosen else row for row in (*references, *ranked)]
+    return to_markdown(shown, COLUMNS) + (
+        f"\nRecommended: {chosen['method']}. Rule: {rule(psnr_margin)}.\n"
         f"{chosen['n']} images. s: strength, n: steps of the whole schedule, g: guidance scale. "
-        "High-frequency energy is shown and not read by the choice.",
-    ]
-    return "\n".join(lines) + "\n"
+        "High-frequency energy is shown and not used by the rule. Seconds are those of decoding.\n"
+    )
 
 
-def plot(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> bytes:
-    """Distortion against feature distance and against sharpness, a PNG. The recommended setting is ringed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2)
-    name_of = {id(row): start_name(row["start"], row["inversion_condition"]) for row in rows if "start" in row}
-    starts = list(dict.fromkeys(name_of.values()))
-    guidances = sorted({row["guidance_scale"] for row in rows if "start" in row})
-    for panel, (key, label) in zip(
-        panels, ((DISTANCE, "EffNet-lite1 distance"), ("high_frequency_energy", "high-frequency energy, 1 is right")), strict=True
-    ):  # fmt: skip
-        for start, guidance in itertools.product(starts, guidances):
-            line = [row for row in rows if name_of.get(id(row)) == start and row["guidance_scale"] == guidance]
-            for steps in sorted({row["num_inference_steps"] for row in line}):
-                points = sorted((r for r in line if r["num_inference_steps"] == steps), key=lambda row: row["strength"])
-                panel.plot(
-                    [row["psnr"] for row in points], [row[key] for row in points],
-                    marker="osD^"[starts.index(start) % 4], ms=4, lw=1, label=f"{start}, n{steps}, g{guidance:g}",
-                )  # fmt: skip
-                for row in points:
-                    panel.annotate(f"{row['strength']:g}", (row["psnr"], row[key]), fontsize=6, xytext=(3, 3), textcoords="offset points")  # fmt: skip
-        for i, row in enumerate(row for row in rows if "start" not in row):
-            panel.plot(row["psnr"], row[key], "*x+"[i % 3], color="black", ms=8, label=row["method"])
-        panel.plot(chosen["psnr"], chosen[key], "o", ms=13, mfc="none", mec="black", label="recommended")
-        panel.set_xlabel("PSNR, dB")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+def _start_name(setting: DecodeOptions) -> str:
+    """The start, with the condition of the inversion where it is not the usual one."""
+    usual = setting.start != "ddim_inversion" or setting.inversion_condition == "generation"
+    return setting.start if usual else f"{setting.start} ({setting.inversion_condition})"

@@ -1,7 +1,7 @@
-"""Figures 2 to 5: rows of a table on a few photographs, in lines and columns.
+"""The paper's Figures 2 to 5: decoded photographs in lines and columns.
 
-2. Tokenizers side by side. 3. Guides of several sizes, and what the hybrid makes of each. 4. Our guide against MoVQ on the
-area-resized photograph. 5. Super-resolution of the guide against diffusion.
+2: tokenizers side by side. 3: guides of several sizes, and the hybrid's image from each. 4: our guide against MoVQ on the
+area-resized photograph. 5: super-resolution of the guide against diffusion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from hybrid_tokenizer.checkpoints.files import write_json
 from hybrid_tokenizer.evaluation.controls import FoundGuides, GuideOfHybrid, GuideOnly, HybridRow, LosslessGuide
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate
+from hybrid_tokenizer.evaluation.measures import metrics_named
 from hybrid_tokenizer.evaluation.pictures import Line, Picture, draw_panels, write_figure
 from hybrid_tokenizer.evaluation.rows import rows_by_name
-from hybrid_tokenizer.evaluation.summary import Evaluation, Metric
+from hybrid_tokenizer.evaluation.summary import Evaluation
 from hybrid_tokenizer.evaluation.super_resolution import NAME as SUPER_RESOLUTION
 from hybrid_tokenizer.evaluation.super_resolution import SuperResolution
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import resize_area, resize_bicubic, to_uint8
-from hybrid_tokenizer.metrics import pixel
 from hybrid_tokenizer.protocol import ImageTokenizer
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ OUR_COLUMNS = ("semantic_only", "guide_only", "hybrid", "codec")
 
 
 class GuideVariant(NamedTuple):
-    """A guide of one size: a tokenizer, and how many scales of a nested one are kept (None: it has one size)."""
+    """A guide of one size: a tokenizer and the scales that are kept of its nested guide (None: the guide is not nested)."""
 
     tokenizer: HybridTokenizer
     guide_scales: int | None
@@ -45,7 +45,7 @@ class GuideVariant(NamedTuple):
     tag: str
     """Unique among the variants of a figure."""
     found: FoundGuides
-    """What all rows of a tokenizer read, so that each guide is searched for once."""
+    """Shared by all rows of a tokenizer, so that each guide is searched for once."""
 
     @property
     def guide_size(self) -> int:
@@ -60,14 +60,14 @@ class GuideVariant(NamedTuple):
 
 
 class DrawnFigure(NamedTuple):
-    """A figure and the results that it shows."""
+    """A figure and the measurements that it shows."""
 
     figure: "Figure"
     evaluations: list[Evaluation]
 
 
 class AtGuideSize:
-    """Another tokenizer on the area-resized image, as its paper's authors would run it on a small photograph.
+    """Another tokenizer, run on the area-resized image, bicubic back up.
 
     guide_size: of the shorter side.
     """
@@ -103,7 +103,7 @@ class AtGuideSize:
 
 
 class Painter:
-    """Runs rows on the photographs of a figure. A row that two figures show runs once: rows of one name are one row."""
+    """Runs rows on the photographs of a figure. Rows of one name run once, however many figures show them."""
 
     def __init__(
         self,
@@ -124,12 +124,12 @@ class Painter:
     def run(self, row: ImageTokenizer) -> Evaluation:
         """PSNR, tokens, bits and all pictures of a row."""
         if row.name not in self._done:
-            self._done[row.name] = evaluate(row, self.images, [Metric("psnr", pixel.psnr)], **self._options)
+            self._done[row.name] = evaluate(row, self.images, metrics_named("psnr"), **self._options)
         return self._done[row.name]
 
 
 def figure_2(painter: Painter, rows: Sequence[ImageTokenizer]) -> DrawnFigure:
-    """The original, then a column a row; a line a photograph."""
+    """The original, then a column per row; a line per photograph."""
     done = [painter.run(row) for row in rows]
     headings = ["original", *(_heading(row, result) for row, result in zip(rows, done, strict=True))]
     lines = [
@@ -140,12 +140,12 @@ def figure_2(painter: Painter, rows: Sequence[ImageTokenizer]) -> DrawnFigure:
 
 
 def figure_3(painter: Painter, variants: Sequence[GuideVariant]) -> DrawnFigure:
-    """The hybrid and the guide of its own tokens, a column a guide size."""
+    """The guide of the hybrid's tokens and the hybrid, a column per guide size."""
     return _by_guide_size(painter, variants, {"guide": _guides_of_hybrids(variants), "hybrid": _hybrids(variants)})
 
 
 def figure_4(painter: Painter, variants: Sequence[GuideVariant], others: Sequence[ImageTokenizer] = ()) -> DrawnFigure:
-    """The area-resized photograph, our guide, and each of `others` on that resized photograph, a column a guide size."""
+    """The area-resized photograph, our guide, and each of `others` on the resized photograph, a column per guide size."""
     kinds: dict[str, list[ImageTokenizer]] = {
         "area-resized": [LosslessGuide(variant.guide_size) for variant in variants],
         "ours": _guides(variants),
@@ -158,7 +158,7 @@ def figure_4(painter: Painter, variants: Sequence[GuideVariant], others: Sequenc
 
 
 def figure_5(painter: Painter, variants: Sequence[GuideVariant], upscaler: nn.Module | None = None) -> DrawnFigure:
-    """The guide of the hybrid's tokens bicubic up, by super-resolution (left out without an upscaler), and through diffusion."""
+    """The guide of the hybrid's tokens, enlarged bicubically, by super-resolution (if there is an upscaler) and by diffusion."""
     kinds: dict[str, list[ImageTokenizer]] = {"bicubic": _guides_of_hybrids(variants)}
     if upscaler is not None:
         kinds["super-resolution"] = [
@@ -171,7 +171,7 @@ def figure_5(painter: Painter, variants: Sequence[GuideVariant], upscaler: nn.Mo
 
 
 def guide_variants(tokenizer: HybridTokenizer, others: Sequence[HybridTokenizer] = ()) -> list[GuideVariant]:
-    """The tokenizer's guide, all prefixes if it is nested, then those of the others; most tokens first."""
+    """The prefixes of the tokenizer's guide, the whole guide first, then those of the others."""
     variants = []
     for place, one in enumerate((tokenizer, *others)):
         totals = list(accumulate(h * w for h, w in one.guide.guide_scale_sizes((one.native_size, one.native_size))))
@@ -186,13 +186,13 @@ def guide_variants(tokenizer: HybridTokenizer, others: Sequence[HybridTokenizer]
 def rows_of_figure_2(
     tokenizer: HybridTokenizer, rows: list[str] | None = None, baselines: Mapping[str, str] | None = None
 ) -> list[ImageTokenizer]:
-    """Rows by name; None is the baselines but MoVQ and super-resolution, which have figures of their own, and ours."""
+    """Rows by name. None is the baselines that have no figure of their own, then `OUR_COLUMNS`."""
     others = [name for name in baselines or {} if not name.startswith(MOVQ) and name != SUPER_RESOLUTION]
     return rows_by_name(tokenizer, [*others, *OUR_COLUMNS] if rows is None else rows, baselines)
 
 
 def write_drawn(folder: Path, number: str, drawn: DrawnFigure, provenance: dict[str, Any]) -> list[Path]:
-    """figureN.png, figureN.pdf, and figureN.json with the numbers that they show."""
+    """figureN.png, figureN.pdf, and figureN.json with the numbers they show."""
     report = {
         "rows": [result.row for result in drawn.evaluations],
         "per_image": [entry for result in drawn.evaluations for entry in result.per_image],
@@ -221,7 +221,7 @@ def _hybrids(variants: Sequence[GuideVariant]) -> list[ImageTokenizer]:
 def _by_guide_size(
     painter: Painter, variants: Sequence[GuideVariant], kinds: Mapping[str, Sequence[ImageTokenizer]]
 ) -> DrawnFigure:
-    """A block of lines a photograph, a line a kind, a column a guide; the original opens each block."""
+    """A block of lines per photograph, a line per kind, a column per guide. The original opens each block."""
     done = {kind: [painter.run(row) for row in rows] for kind, rows in kinds.items()}
     lines = []
     for i, original in enumerate(painter.originals):
@@ -238,7 +238,7 @@ def _picture(result: Evaluation, i: int) -> Picture:
 
 
 def _heading(row: ImageTokenizer, result: Evaluation) -> str:
-    """The name, and what it decodes from: tokens (the mean where they vary), or the bytes of a file."""
+    """The name and the cost: the mean number of tokens, or the bytes of a file."""
     count = result.row["num_tokens"]
     cost = f"{count:.0f} bytes" if isinstance(row, Codec) else f"{count:.0f} tokens, {result.row['bits'] / 8:.0f} B"
     return f"{row.name.replace('_', ' ')}\n{cost}"

@@ -1,15 +1,13 @@
-"""Guides of several sizes against their bits: PSNR and SSIM at the guide's own size and, bicubic back up, at full size.
+"""Guides of several sizes against their bits (the paper's Fig. 4 and section 4.3), beside MoVQ, codecs and lossless guides.
 
-The paper's Fig. 4 and section 4.3, with the codecs at equal bytes and the lossless ceilings beside them.
+Every guide is measured at full size, enlarged bicubically, and at its own size against the area-resized image.
 """
 
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,56 +16,101 @@ from tqdm import tqdm
 from hybrid_tokenizer.baselines import Codec
 from hybrid_tokenizer.checkpoints.files import load_strict, write_atomic, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.controls import LosslessGuide
 from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import evaluate_rows
+from hybrid_tokenizer.evaluation.measures import metrics_named
 from hybrid_tokenizer.evaluation.pictures import picture_grid, write_png
-from hybrid_tokenizer.evaluation.summary import Metric, mean_and_interval
+from hybrid_tokenizer.evaluation.plots import draw_guide_rates
+from hybrid_tokenizer.evaluation.summary import Evaluation
+from hybrid_tokenizer.evaluation.tables import Column, to_markdown
+from hybrid_tokenizer.evaluation.token_cache import TokenCache
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.warm_start import read_base
 from hybrid_tokenizer.images import resize_area, resize_bicubic, to_uint8
-from hybrid_tokenizer.metrics import pixel
 from hybrid_tokenizer.metrics.codebook import CodebookUse
+from hybrid_tokenizer.protocol import ImageTokenizer
 
-METRICS = (Metric("psnr", pixel.psnr), Metric("ssim", pixel.ssim, least_side=11))
+METRICS = metrics_named("psnr", "ssim")
 AT_GUIDE = "_at_guide_size"
-COLUMNS = {  # key -> heading, format
-    "tokens": ("tokens", "d"),
-    "bits": ("bits", ".0f"),
-    "bytes": ("bytes", ".0f"),
-    "guide_size": ("guide px", "d"),
-    "psnr": ("PSNR ↑", ".2f"),
-    "ssim": ("SSIM ↑", ".3f"),
-    "psnr" + AT_GUIDE: ("PSNR at guide px ↑", ".2f"),
-    "ssim" + AT_GUIDE: ("SSIM at guide px ↑", ".3f"),
-    "codebook_usage": ("codes used", ".1%"),
-    "perplexity": ("perplexity", ".0f"),
-}
-KINDS = {
-    "guide": "ours",
-    "movq": "MoVQ on the resized image",
-    "codec": "WebP or AVIF",
-    "lossless": "no loss at guide px",
-}
+COLUMNS = (
+    Column("method", "guide"),
+    Column("tokens", "tokens", "d"),
+    Column("bits", "bits", ".0f"),
+    Column("bytes", "bytes", ".0f"),
+    Column("guide_size", "guide px", "d"),
+    Column("psnr", "PSNR ↑", ".2f"),
+    Column("ssim", "SSIM ↑", ".3f"),
+    Column("psnr" + AT_GUIDE, "PSNR at guide px ↑", ".2f"),
+    Column("ssim" + AT_GUIDE, "SSIM at guide px ↑", ".3f"),
+    Column("codebook_usage", "codes used", ".1%"),
+    Column("perplexity", "perplexity", ".0f"),
+)
 
 
-class Reading(NamedTuple):
-    """One way to a guide image, and back to full size."""
+class GuideRow:
+    """The guide of the first `scales` grids of `encode`, bicubic to the size asked for.
 
-    name: str
+    reference_size: the guide's own side, for a row that is measured there.
+    """
+
+    native_size = None
+    deterministic = True
+
+    def __init__(
+        self,
+        name: str,
+        guide: GuideTokenizer,
+        encode: TokenCache,
+        scales: int,
+        grid_size: tuple[int, int],
+        reference_size: int | None = None,
+    ):
+        self.name = name
+        self.guide = guide
+        self.encode_all = encode
+        self.scales = scales
+        self.grid_size = grid_size
+        self.reference_size = reference_size
+
+    def encode(
+        self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
+    ) -> tuple[Int[Tensor, "b _ _"], ...]:
+        """The grids that this row reads."""
+        return self.encode_all(images)[: self.scales]
+
+    def decode(
+        self, tokens: tuple[Int[Tensor, "b _ _"], ...], size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """The guide, resized."""
+        guide = self.guide.decode(tokens, grid_size=self.grid_size).float().clamp(-1, 1)
+        return resize_bicubic(guide, size).clamp(-1, 1)
+
+    def num_tokens(self, tokens: tuple[Int[Tensor, "b _ _"], ...]) -> Int[Tensor, "b"]:
+        """Of all grids."""
+        return torch.full((len(tokens[0]),), sum(grid.shape[1] * grid.shape[2] for grid in tokens))
+
+    def bits(self, tokens: tuple[Int[Tensor, "b _ _"], ...]) -> Float[Tensor, "b"]:
+        """log2 of the codebook's size per token."""
+        return self.num_tokens(tokens) * math.log2(self.guide.codebook_size)
+
+
+class Line(NamedTuple):
+    """A line of the table: a row measured at full size and, for a guide with a loss of its own, at the guide's size."""
+
+    row: ImageTokenizer
     kind: str
-    tokens: int | None
-    bits: float | None
-    size: tuple[int, int]
-    """Of the guide image."""
-    model: str | None
-    """Whose indices `guide_of` reads; None for what has no codebook."""
-    guide_of: Callable[
-        [Float[Tensor, "b 3 H W"], dict[str, tuple[Int[Tensor, "b _ _"], ...]]], Float[Tensor, "b 3 h w"]
-    ]
-    """Images and every model's indices -> guide images in [-1, 1]; at full size for a codec."""
+    """guide, movq, codec or lossless."""
+    family: str
+    """Lines of one family are one line of the plot."""
+    guide_size: int
+    at_guide_size: GuideRow | None = None
+    model: str | None = None
+    """The guide tokenizer whose codebook it reads."""
 
 
-class Study(NamedTuple):
-    """The rows, and the first images under each name."""
+class GuideRates(NamedTuple):
+    """The rows of the table, and the first images under each name."""
 
     rows: list[dict[str, Any]]
     pictures: list[tuple[str, Tensor]]
@@ -75,11 +118,11 @@ class Study(NamedTuple):
 
 def load_guides(guides: Mapping[str, str], device: torch.device) -> dict[str, GuideTokenizer]:
     """Trained guide tokenizers by name."""
-    return {name: GuideTokenizer.from_pretrained(folder).to(device) for name, folder in guides.items()}
+    return {name: GuideTokenizer.from_pretrained(folder).to(device).eval() for name, folder in guides.items()}
 
 
 def load_movq(path: str, device: torch.device) -> GuideTokenizer:
-    """A MoVQGAN checkpoint, or any guide tokenizer whose tokens are as fine as its guide."""
+    """A MoVQGAN checkpoint, or any guide tokenizer whose guide is as large as its input."""
     state, config = read_base(Path(path))
     if config.downsample_factor != config.upsample_factor:
         raise HybridTokenizerError(
@@ -90,219 +133,123 @@ def load_movq(path: str, device: torch.device) -> GuideTokenizer:
     return model.to(device).eval()
 
 
-def readings(
+def lines_of(
     guides: Mapping[str, GuideTokenizer], movq: GuideTokenizer | None, image_size: int, codec: bool
-) -> list[Reading]:
-    """Every row: guides and their prefixes, MoVQ and the lossless ceiling at each of their sizes, a codec at each size in
-    bytes. By kind, each with growing bits."""
-    full = (image_size, image_size)
-    ours: list[Reading] = []
+) -> list[Line]:
+    """The table: guides and their prefixes by growing bits, then the lossless guide and MoVQ at each of their sizes, then a
+    codec at each of their byte counts."""
+    ours: list[tuple[float, Line]] = []
     for name, guide in guides.items():
-        grid = guide.config.grid_size(full)
-        shape = (grid[0] * guide.upsample_factor, grid[1] * guide.upsample_factor)
-        sizes = guide.config.scale_sizes(grid)
-        for scales in range(1, len(sizes) + 1):
-            tokens = sum(h * w for h, w in sizes[:scales])
+        grid = guide.config.grid_size((image_size, image_size))
+        scale_sizes = guide.config.scale_sizes(grid)
+        cache = TokenCache(guide.encode)
+        for scales in range(1, len(scale_sizes) + 1):
+            tokens = sum(h * w for h, w in scale_sizes[:scales])
             label = name if guide.config.guide_scales is None else f"{name}@{tokens}"
-            ours.append(
-                Reading(
-                    label,
-                    "guide",
-                    tokens,
-                    bits_of(guide, tokens),
-                    shape,
-                    name,
-                    decode_prefix(guide, name, scales, grid),
-                )
-            )
-    sizes = sorted({reading.size for reading in ours})
-    others = [
-        Reading(f"lossless {s[0]}px", "lossless", None, None, s, None, lambda x, _, s=s: resize_area(x, s))
-        for s in sizes
-    ]
-    if movq is not None:
-        for size in sizes:
-            grid = movq.config.grid_size(size)
-            name = f"movq {size[0]}px"
-            tokens = grid[0] * grid[1]
-            decode = decode_prefix(movq, name, 1, grid)
-            others.append(Reading(name, "movq", tokens, bits_of(movq, tokens), size, name, decode))
-    if codec:
-        for budget in sorted({math.ceil(reading.bits / 8) for reading in ours if reading.bits}):
-            row = Codec(lambda _, budget=budget: 8 * budget)
-            others.append(
-                Reading(f"codec {budget} B", "codec", None, 8 * budget, full, None,
-                        lambda x, _, row=row: row.decode(row.encode(x), tuple(x.shape[-2:])))
-            )  # fmt: skip
-    return sorted(ours, key=lambda reading: reading.bits) + others
+            line = _guide_line(label, "guide", name, guide, cache, scales, grid, model=name)
+            ours.append((tokens * math.log2(guide.codebook_size), line))
+    lines = [line for _, line in sorted(ours, key=lambda pair: pair[0])]
+    sizes = sorted({line.guide_size for line in lines})
+    for size in sizes:
+        lossless = LosslessGuide(size)
+        lossless.name = f"lossless {size}px"
+        lines.append(Line(lossless, "lossless", lossless.name, size))
+    for size in sizes if movq is not None else []:
+        cache = TokenCache(lambda images, size=size: movq.encode(resize_area(images, (size, size))))
+        grid = movq.config.grid_size((size, size))
+        lines.append(_guide_line(f"movq {size}px", "movq", "MoVQ on the resized image", movq, cache, 1, grid))
+    for budget in sorted({math.ceil(bits / 8) for bits, _ in ours}) if codec else []:
+        row = Codec(lambda _, budget=budget: 8 * budget, f"codec {budget} B")
+        lines.append(Line(row, "codec", "WebP or AVIF", image_size))
+    return lines
 
 
-def bits_of(guide: GuideTokenizer, tokens: int) -> float:
-    """Of so many indices."""
-    return tokens * math.log2(guide.codebook_size)
-
-
-def decode_prefix(guide: GuideTokenizer, name: str, scales: int, grid: tuple[int, int]) -> Callable[..., Tensor]:
-    """The guide of the first scales."""
-    return lambda images, indices: guide.decode(indices[name][:scales], grid_size=grid)
-
-
-@torch.no_grad()
-def study(
-    rows: Sequence[Reading],
-    guides: Mapping[str, GuideTokenizer],
-    movq: GuideTokenizer | None,
-    images: EvalImages,
-    *,
-    device: torch.device,
-    batch_size: int = 8,
-    pictures: int = 6,
-    progress: bool = True,
-) -> Study:
-    """Every reading on every image; each image is encoded once a model."""
-    values = {row.name: {key: np.zeros(len(images)) for key in row_keys(row)} for row in rows}
-    shown: dict[str, list[Tensor]] = {row.name: [] for row in rows}
-    originals: list[Tensor] = []
-    with tqdm(total=len(images), desc="guides", unit="image", disable=not progress) as bar:
-        for batch in images.batches(batch_size):
-            references = batch.references.to(device)
-            indices = encode_all(rows, guides, movq, references)
-            wanted = max(0, pictures - batch.positions.start)
-            originals += to_uint8(references[:wanted]).cpu().unbind()
-            for row in rows:
-                guide = row.guide_of(references, indices).float().clamp(-1, 1)
-                full = resize_bicubic(guide, tuple(references.shape[-2:])).clamp(-1, 1)
-                shown[row.name] += to_uint8(full[:wanted]).cpu().unbind()
-                target = resize_area(references, row.size)
-                for metric in METRICS:
-                    for suffix, output, reference in (("", full, references), (AT_GUIDE, guide, target)):
-                        if metric.name + suffix in values[row.name]:
-                            measured = metric.measure(output, reference)
-                            values[row.name][metric.name + suffix][batch.positions] = measured.cpu().numpy()
-            bar.update(len(references))
-    results = []
-    for row in rows:
-        entry: dict[str, Any] = {"method": row.name, "kind": row.kind, "tokens": row.tokens, "bits": row.bits}
-        entry |= {"bytes": None if row.bits is None else row.bits / 8, "guide_size": min(row.size), "intervals": {}}
-        for key, measured in values[row.name].items():
-            metric = next(metric for metric in METRICS if key.startswith(metric.name))
-            finite = measured[np.isfinite(measured)]
-            entry[key], entry["intervals"][key] = mean_and_interval(finite, metric)
-        results.append(entry | {"n": len(images)})
-    grids = [("original", torch.stack(originals))]
-    grids += [(row.name, torch.stack(shown[row.name])) for row in rows]
-    return Study(results, grids)
-
-
-def row_keys(row: Reading) -> list[str]:
-    """What is measured: at full size, and at the guide's unless that is the same or nothing was lost there."""
-    keys = [metric.name for metric in METRICS]
-    if row.kind in ("guide", "movq"):
-        keys += [metric.name + AT_GUIDE for metric in METRICS if min(row.size) >= metric.least_side]
-    return keys
-
-
-def encode_all(
-    rows: Sequence[Reading],
-    guides: Mapping[str, GuideTokenizer],
-    movq: GuideTokenizer | None,
-    images: Float[Tensor, "b 3 H W"],
-) -> dict[str, tuple[Int[Tensor, "b _ _"], ...]]:
-    """The indices that the readings need, by their model's name."""
-    indices = {name: guide.encode(images) for name, guide in guides.items()}
-    if movq is not None:
-        indices |= {row.model: movq.encode(resize_area(images, row.size)) for row in rows if row.kind == "movq"}
-    return indices
+def measure_guides(
+    lines: Sequence[Line], images: EvalImages, *, device: torch.device, pictures: int = 6, **options: Any
+) -> GuideRates:
+    """Measure all lines on all images. Options as for `evaluate_rows`."""
+    rows: list[ImageTokenizer] = [line.row for line in lines]
+    rows += [line.at_guide_size for line in lines if line.at_guide_size is not None]
+    evaluations = evaluate_rows(rows, images, METRICS, device=device, pictures=pictures, **options)
+    by_name = {done.row["method"]: done for done in evaluations}
+    entries = [_entry(line, by_name) for line in lines]
+    originals = torch.stack([to_uint8(images[i]) for i in range(min(pictures, len(images)))])
+    shown = [("original", originals), *((line.row.name, by_name[line.row.name].pictures) for line in lines)]
+    return GuideRates(entries, shown)
 
 
 @torch.no_grad()
 def count_codes(
     guides: Mapping[str, GuideTokenizer], sets: Sequence[EvalImages], device: torch.device, batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Use of each guide's codebook by all of its scales together over all sets."""
+    """The use of each guide's codebook, by all of its scales together, over all sets."""
     uses = {name: CodebookUse(guide.codebook_size) for name, guide in guides.items()}
     for images in sets:
-        total = -(-len(images) // batch_size)
-        for batch in tqdm(images.batches(batch_size), total=total, desc="use of the codes", unit="batch"):
+        for batch in tqdm(images.own_batches(batch_size, device), desc="counting codes", unit="batch", leave=False):
             for name, guide in guides.items():
-                for grid in guide.encode(batch.references.to(device)):
+                for grid in guide.encode(batch.references):
                     uses[name].update(grid)
+    for use in uses.values():
+        use.merge_ranks(device)
     return {name: use.compute() for name, use in uses.items()}
 
 
-def write_study(
-    folder: Path, study: Study, unavailable: Mapping[str, str], provenance: dict[str, Any], names: Sequence[str]
+def write_guide_rates(
+    folder: Path, rates: GuideRates, unavailable: Mapping[str, str], provenance: dict[str, Any], names: Sequence[str]
 ) -> str:
-    """guide.json, guide.md, guide.png (curves) and guide_pictures.png. Returns the table."""
-    table = to_markdown(study.rows, unavailable)
+    """guide.json, guide.md, guide.png (the plot) and guide_pictures.png. Returns the table."""
+    table = guide_markdown(rates.rows, unavailable)
     write_atomic(folder / "guide.md", table.encode())
-    write_atomic(folder / "guide.png", plot(study.rows))
-    count = len(study.pictures[0][1])
-    captions = ["", *("" if row["psnr"] is None else f"{row['psnr']:.2f} dB" for row in study.rows)]
-    write_png(folder / "guide_pictures.png", picture_grid(study.pictures, list(names)[:count], captions))
-    report = {"rows": study.rows, "unavailable": dict(unavailable), "provenance": provenance}
-    write_json(folder / "guide.json", report)
+    write_atomic(folder / "guide.png", draw_guide_rates(rates.rows))
+    count = len(rates.pictures[0][1])
+    captions = ["", *("" if row["psnr"] is None else f"{row['psnr']:.2f} dB" for row in rates.rows)]
+    write_png(folder / "guide_pictures.png", picture_grid(rates.pictures, list(names)[:count], captions))
+    write_json(folder / "guide.json", {"rows": rates.rows, "unavailable": dict(unavailable), "provenance": provenance})
     return table
 
 
-def to_markdown(rows: Sequence[dict[str, Any]], unavailable: Mapping[str, str]) -> str:
-    """One line a row, in their order."""
-    headings = [heading for heading, _ in COLUMNS.values()]
-    lines = ["| guide | " + " | ".join(headings) + " |", "|---|" + "---:|" * len(headings)]
-    for row in rows:
-        cells = ["–" if row.get(key) is None else format(row[key], how) for key, (_, how) in COLUMNS.items()]
-        lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
-    lines += [
-        f"| {name} | unavailable: {reason} |" + " |" * (len(headings) - 1) for name, reason in unavailable.items()
-    ]
-    count = rows[0]["n"]
-    lines += ["", f"{count} images. Lossless and codec rows: the area-resized image bicubic back up, and the better of WebP "
-              "and AVIF in at most so many bytes."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+def guide_markdown(rows: Sequence[dict[str, Any]], unavailable: Mapping[str, str]) -> str:
+    """The table, and what its rows are."""
+    lines = [f"- {name}: unavailable, {reason}.\n" for name, reason in unavailable.items()]
+    note = (
+        f"{rows[0]['n']} images. Lossless: the area-resized image, enlarged bicubically. Codec: the better of WebP and AVIF "
+        "within the byte budget, or the smallest file if none fits; its bits are those of the files.\n"
+    )
+    return to_markdown(rows, COLUMNS) + "\n" + "".join(lines) + ("\n" if lines else "") + note
 
 
-def plot(rows: Sequence[dict[str, Any]]) -> bytes:
-    """PSNR and SSIM against bits at full size and at the guide's, a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    keys = [
-        ("psnr", "PSNR at full size, dB"),
-        ("ssim", "SSIM at full size"),
-        ("psnr" + AT_GUIDE, "PSNR at guide size, dB"),
-    ]
-    for panel, (key, label) in zip(figure.subplots(1, 3), keys, strict=True):
-        for kind, style in (("guide", "o"), ("movq", "s-"), ("codec", "k--")):
-            for family in dict.fromkeys(family_of(row) for row in rows if row["kind"] == kind):
-                line = [
-                    row for row in rows if row["kind"] == kind and family_of(row) == family and row.get(key) is not None
-                ]
-                if not line:
-                    continue
-                label_of_line = f"{family}, nested" if len(line) > 1 and kind == "guide" else family
-                panel.plot(
-                    [row["bits"] for row in line], [row[key] for row in line],
-                    style + ("-" if len(line) > 1 and kind == "guide" else ""), ms=5, lw=1.2, label=label_of_line,
-                )  # fmt: skip
-        for row in rows:
-            if row["kind"] == "lossless" and key in ("psnr", "ssim"):
-                panel.axhline(row[key], color="gray", lw=0.7, ls=":")
-                panel.annotate(
-                    row["method"], (0, row[key]), xycoords=("axes fraction", "data"), fontsize=6, va="bottom"
-                )
-        panel.set_xscale("log", base=2)
-        panel.set_xlabel("bits an image")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-        if key == "psnr":
-            panel.legend(fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+def _guide_line(
+    name: str,
+    kind: str,
+    family: str,
+    guide: GuideTokenizer,
+    cache: TokenCache,
+    scales: int,
+    grid_size: tuple[int, int],
+    model: str | None = None,
+) -> Line:
+    side = grid_size[0] * guide.upsample_factor
+    row = GuideRow(name, guide, cache, scales, grid_size)
+    own = GuideRow(f"{name} at guide size", guide, cache, scales, grid_size, reference_size=side)
+    return Line(row, kind, family, side, own, model)
 
 
-def family_of(row: dict[str, Any]) -> str:
-    """Rows of one line in the plot: the prefixes of a guide, MoVQ at all sizes, the codecs at all sizes."""
-    return row["method"].split("@")[0] if row["kind"] == "guide" else KINDS[row["kind"]]
+def _entry(line: Line, by_name: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """A row of the table out of one or two of the loop."""
+    full = by_name[line.row.name].row
+    own = {} if line.at_guide_size is None else by_name[line.at_guide_size.name].row
+    costs_tokens, costs_bits = line.kind in ("guide", "movq"), line.kind != "lossless"
+    entry: dict[str, Any] = {
+        "method": line.row.name,
+        "kind": line.kind,
+        "family": line.family,
+        "model": line.model,
+        "tokens": round(full["num_tokens"]) if costs_tokens else None,
+        "bits": full["bits"] if costs_bits else None,
+        "bytes": full["bits"] / 8 if costs_bits else None,
+        "guide_size": line.guide_size,
+    }
+    values = {metric.name: (full, metric.name) for metric in METRICS}
+    values |= {metric.name + AT_GUIDE: (own, metric.name) for metric in METRICS if own.get(metric.name) is not None}
+    entry |= {key: row[name] for key, (row, name) in values.items()}
+    return entry | {"n": full["n"], "intervals": {key: row["intervals"][name] for key, (row, name) in values.items()}}
