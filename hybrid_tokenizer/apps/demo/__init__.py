@@ -1,1 +1,1 @@
-"""The demo page: a photograph to token ids and back, with every choice of decoding in the reader's hand."""
+"""The demo page: encodes a photograph to token ids and decodes them, with all decoding options as controls."""

@@ -1,4 +1,4 @@
-"""The demo's server: samples, encode, decode. It keeps nothing of what it is sent."""
+"""The demo's server: samples, encode, decode. It stores nothing that it receives."""
 
 import io
 from pathlib import Path
@@ -8,35 +8,37 @@ from fastapi import FastAPI, File
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from hybrid_tokenizer.apps.demo.pictures import MOST_STEPS, Darkroom, Part
-from hybrid_tokenizer.apps.demo.uploads import MOST_BYTES, read_upload
+from hybrid_tokenizer.apps.demo.pictures import MAX_STEPS, DemoTokenizer, Part
+from hybrid_tokenizer.apps.demo.uploads import MAX_BYTES, read_upload
 from hybrid_tokenizer.apps.web.guard import Access, Limits
 from hybrid_tokenizer.apps.web.pages import WebError, guarded_app
-from hybrid_tokenizer.apps.web.workbench import Workbench
+from hybrid_tokenizer.apps.web.work_queue import WorkQueue
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.images import fit_square
 
 PAGE = Path(__file__).parent / "page"
-LIMITS = Limits(body_bytes=MOST_BYTES + 65_536)  # what a form adds to the file
-MOST_WAITING = 8
+LIMITS = Limits(body_bytes=MAX_BYTES + 65_536)  # the form adds a little to the file
+MAX_WAITING = 8
 THUMBNAIL = 160
 
 
 class Decoding(BaseModel):
-    """What the page asks for; ranges are those of its sliders."""
+    """A request of the page; the ranges are those of its sliders."""
 
     model_config = ConfigDict(extra="forbid")
     ids: list[StrictInt] = Field(min_length=1, max_length=20_000)
     part: Part
     strength: float = Field(ge=0, le=1)
-    steps: int = Field(ge=1, le=MOST_STEPS)
+    steps: int = Field(ge=1, le=MAX_STEPS)
     guidance: float = Field(ge=1, le=15)
 
 
-def demo_app(room: Darkroom, access: Access, limits: Limits = LIMITS, most_waiting: int = MOST_WAITING) -> FastAPI:
-    """One computation at a time; the page, the samples and refusals are answered meanwhile."""
+def demo_app(
+    tokenizer: DemoTokenizer, access: Access, limits: Limits = LIMITS, max_waiting: int = MAX_WAITING
+) -> FastAPI:
+    """Runs one computation at a time. The page and the samples are served meanwhile."""
     app = guarded_app(PAGE, limits, access)
-    bench = Workbench(most_waiting)
+    queue = WorkQueue(max_waiting)
     samples = sample_photographs()
     thumbnails = {}
     for name, photograph in samples.items():
@@ -51,7 +53,7 @@ def demo_app(room: Darkroom, access: Access, limits: Limits = LIMITS, most_waiti
 
     @app.get("/api/tokenizer")
     def facts() -> dict[str, Any]:
-        return room.facts() | {"samples": list(samples), "most_bytes": MOST_BYTES}
+        return tokenizer.facts() | {"samples": list(samples), "max_bytes": MAX_BYTES}
 
     @app.get("/samples/{name}")
     def thumbnail(name: str) -> Response:
@@ -61,15 +63,15 @@ def demo_app(room: Darkroom, access: Access, limits: Limits = LIMITS, most_waiti
     @app.post("/api/encode/{name}")
     def encode_sample(name: str) -> dict[str, Any]:
         photograph = sample(name)
-        return bench.run(lambda: room.encode(photograph))
+        return queue.run(lambda: tokenizer.encode(photograph))
 
     @app.post("/api/encode")
     def encode(file: Annotated[bytes, File()]) -> dict[str, Any]:
-        # opened on the bench too: one picture in memory at a time, however many are sent
-        return bench.run(lambda: room.encode(read_upload(file)))
+        # the upload is decoded in the queue too, so that one image at a time is in memory
+        return queue.run(lambda: tokenizer.encode(read_upload(file)))
 
     @app.post("/api/decode")
     def decode(asked: Decoding) -> dict[str, Any]:
-        return bench.run(lambda: room.decode(asked.ids, asked.part, asked.strength, asked.steps, asked.guidance))
+        return queue.run(lambda: tokenizer.decode(asked.ids, asked.part, asked.strength, asked.steps, asked.guidance))
 
     return app

@@ -1,4 +1,4 @@
-"""What the demo page shows: token ids of a picture, and the pictures that a prefix of them decodes to."""
+"""What the demo page computes: the token ids of an image, and the images that the ids decode to."""
 
 import base64
 import io
@@ -17,19 +17,19 @@ from hybrid_tokenizer.images import fit_square, from_pil, resize_bicubic, to_pil
 from hybrid_tokenizer.tokens import HybridTokens
 
 Part = Literal["guide", "semantic", "hybrid"]
-MOST_ID = 2**40
-MOST_STEPS = 100
+MAX_ID = 2**40
+MAX_STEPS = 100
 
 
-class Darkroom:
-    """A tokenizer at its native size, square. Without a seed decoding takes seed 0: the same ids give the same picture."""
+class DemoTokenizer:
+    """A tokenizer for square images of its native size. Decoding uses seed 0, so equal ids give equal images."""
 
     def __init__(self, tokenizer: HybridTokenizer, text_vocab_size: int = 0):
         self.tokenizer = tokenizer
         self.vocabulary = tokenizer.vocabulary(text_vocab_size)
 
     def facts(self) -> dict[str, Any]:
-        """What the page's controls need to know."""
+        """What the page's controls need."""
         defaults = self.tokenizer.diffusion.config.decode_defaults
         vocabulary = self.vocabulary
         return {
@@ -42,20 +42,20 @@ class Darkroom:
             "last_id": vocabulary.size - 1,
             "strength": defaults.strength,
             "steps": defaults.num_inference_steps,
-            "step_choices": [steps for steps in sorted(VALID_NUM_INFERENCE_STEPS) if steps <= MOST_STEPS],
+            "step_choices": [steps for steps in sorted(VALID_NUM_INFERENCE_STEPS) if steps <= MAX_STEPS],
             "guidance": defaults.guidance_scale,
         }
 
     def encode(self, image: Image.Image) -> dict[str, Any]:
-        """Ids of the whole guide, and the square that they stand for."""
+        """The ids with all guide tokens, and the square that was encoded."""
         square = fit_square(image, self.tokenizer.native_size)
         tokens = self.tokenizer.encode(from_pil(square)[None])
         return {"ids": tokens.to_token_ids(self.vocabulary)[0].tolist(), "picture": as_png(square)}
 
     def decode(self, ids: Sequence[int], part: Part, strength: float, steps: int, guidance: float) -> dict[str, Any]:
-        """One picture. Ids of a nested guide's prefix are as good as all."""
-        if wrong := next((value for value in ids if abs(value) > MOST_ID), None):
-            raise HybridTokenizerError(f"id {wrong} is no id of this vocabulary; copy the ids again")
+        """One image. The ids may be those of a nested guide's prefix."""
+        if wrong := next((value for value in ids if abs(value) > MAX_ID), None):
+            raise HybridTokenizerError(f"id {wrong} is not in this vocabulary; copy the ids again")
         tokens = HybridTokens.from_token_ids(torch.tensor([list(ids)], dtype=torch.int64), self.vocabulary)
         return {"picture": as_png(to_pil(self._render(tokens, part, strength, steps, guidance)[0]))}
 
@@ -73,7 +73,7 @@ class Darkroom:
 
 
 def as_png(image: Image.Image) -> str:
-    """base64, for JSON."""
+    """PNG in base64, for JSON."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -1,1 +1,1 @@
-"""The user study of the paper's Table 4: reconstructions ranked blindly against the original, and what the votes say."""
+"""The user study of the paper's Table 4: raters rank reconstructions by closeness to the original, without their names."""

@@ -1,4 +1,4 @@
-"""The voting app: a page, the pictures, and three calls (join, sheet, vote)."""
+"""The voting app: a page, the images, and three calls (join, sheet, vote)."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +14,14 @@ from hybrid_tokenizer.apps.web.pages import WebError, guarded_app
 
 PAGE = Path(__file__).parent / "page"
 LIMITS = Limits(body_bytes=16_384)
-MOST_PARTICIPANTS = 500
-FOREVER = {"cache-control": "private, max-age=86400, immutable"}
+MAX_PARTICIPANTS = 500
+CACHED = {"cache-control": "private, max-age=86400, immutable"}
 Code = Annotated[str, Header(alias="x-participant", max_length=40)]
 Name = Annotated[str, Field(max_length=40)]
 
 
 class Ballot(BaseModel):
-    """What the page sends."""
+    """A vote as the page sends it."""
 
     model_config = ConfigDict(extra="forbid")
     study: Name
@@ -35,9 +35,9 @@ def voting_app(
     votes: Votes,
     access: Access,
     limits: Limits = LIMITS,
-    most_participants: int = MOST_PARTICIPANTS,
+    max_participants: int = MAX_PARTICIPANTS,
 ) -> FastAPI:
-    """Methods' names never leave the server: pictures, sets and places go by opaque names."""
+    """The names of the methods never leave the server: images and sets have opaque names."""
     app = guarded_app(PAGE, limits, access)
     pictures = {
         name: picture_path(folder, name) for one in study.sets for name in (one.original, *one.candidates.values())
@@ -46,23 +46,23 @@ def voting_app(
     @app.get("/images/{name}")
     def image(name: str) -> Response:
         if name not in pictures:
-            raise WebError(404, f"there is no picture {name[:40]!r} in this study; reload the page")
-        # read here and not by FileResponse, whose Last-Modified would tell in which order the methods were run
-        return Response(pictures[name].read_bytes(), media_type="image/png", headers=FOREVER)
+            raise WebError(404, f"there is no image {name[:40]!r} in this study; reload the page")
+        # not a FileResponse: its Last-Modified would show in which order the methods were run
+        return Response(pictures[name].read_bytes(), media_type="image/png", headers=CACHED)
 
     @app.post("/api/join", status_code=201)
     def join() -> dict[str, str]:
         if not study.open_to_all:
-            raise WebError(403, "this study has its participants; enter the code that you were given")
-        code = votes.join(most_participants)
+            raise WebError(403, "this study is by invitation only; enter the participant code that you received")
+        code = votes.join(max_participants)
         if code is None:
-            raise WebError(403, f"this study has its {most_participants} participants; ask who runs it")
+            raise WebError(403, f"this study already has {max_participants} participants, its limit; ask its organiser")
         return {"code": code}
 
     @app.get("/api/sheet")
     def sheet(code: Code = "") -> dict[str, Any]:
         check_code(code)
-        saved = votes.of(code)
+        saved = votes.votes_of(code)
         sets = [
             {"id": one.id, "original": one.original, "candidates": shown, "places": saved.get(one.id)}
             for one, shown in study.set_orders(code)
@@ -81,21 +81,22 @@ def voting_app(
                     new = votes.save(Vote(code, one.id, ballot.places, shown))
                 except VoteStands as error:
                     raise WebError(409, str(error)) from None
-                return {"saved": one.id, "new": new, "votes": len(votes.of(code))}
+                return {"saved": one.id, "new": new, "votes": len(votes.votes_of(code))}
         raise WebError(404, f"there is no set {ballot.set!r} in this study; reload the page")
 
     def check_code(code: str) -> None:
         if not votes.is_known(code):
-            raise WebError(403, "this participant code is not known here; check it, or start without one")
+            raise WebError(403, "this participant code is unknown; check it, or start without a code")
 
     return app
 
 
 def check_places(places: dict[str, int], shown: list[str]) -> None:
-    """Every picture has a place from 1 to their number, ties are free, and the closest is first."""
+    """Each image has a place from 1 to their number. Ties are allowed, and at least one image is first."""
     if set(places) != set(shown):
         raise WebError(
-            422, f"places are for {len(places)} pictures, expected the {len(shown)} of the set; reload the page"
+            422,
+            f"there are places for {len(places)} images, expected the {len(shown)} images of the set; reload the page",
         )
     values = sorted(places.values())
     if values[0] != 1 or values[-1] > len(shown):

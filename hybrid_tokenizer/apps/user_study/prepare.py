@@ -1,4 +1,4 @@
-"""The pictures of a study: images drawn at random, reconstructed by each tokenizer, stored under opaque names."""
+"""Prepares a study: draws images at random, reconstructs them with each tokenizer, and stores them under opaque names."""
 
 import os
 import random
@@ -33,7 +33,8 @@ NUM_SETS = 25
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """`images` is a folder, None the built-in photographs. `participants` codes are made ahead; 0 lets anybody in."""
+    """`images` is a folder; None takes the built-in photographs. `participants` is the number of codes made in advance; with
+    0 everyone may take part."""
 
     images: Path | None = None
     num_sets: int = NUM_SETS
@@ -44,24 +45,24 @@ class StudyOptions:
     def __post_init__(self) -> None:
         if self.num_sets < 1 or self.participants < 0:
             raise HybridTokenizerError(
-                f"{self.num_sets} sets and {self.participants} participants are no study; give at least 1 set, and "
-                "0 participants or more"
+                f"num_sets={self.num_sets} and participants={self.participants}, expected at least 1 set and at least 0 "
+                "participants; correct the numbers"
             )
 
 
 def prepare_study(
     folder: Path, tokenizers: Sequence[ImageTokenizer], options: StudyOptions, say: Callable[[str], None] = tqdm.write
 ) -> Study:
-    """Everything that `serve` needs, in a new folder. Raises where the folder holds something, or under two tokenizers."""
+    """Write a new folder with everything that `serve` needs. Raises if it is not empty, or for fewer than two tokenizers."""
     if len(tokenizers) < 2:
-        raise HybridTokenizerError(f"{len(tokenizers)} tokenizer(s) can not be ranked; give two or more")
+        raise HybridTokenizerError(f"{len(tokenizers)} tokenizer(s) cannot be ranked; give two or more")
     if folder.exists() and any(folder.iterdir()):
-        raise HybridTokenizerError(f"{folder} holds something already; give a new or empty folder")
+        raise HybridTokenizerError(f"{folder} is not empty; give a new or empty folder")
     images = draw_images(options, say)
     if len(images) < options.num_sets:
         say(f"there are {len(images)} usable images for {options.num_sets} sets; the study has {len(images)} sets")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # beside the folder and renamed, so that a study is whole or not there
+    # written beside the folder and renamed, so that a study is complete or absent
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         new = Path(scratch) / "study"
         (new / IMAGES_NAME).mkdir(parents=True)
@@ -86,7 +87,7 @@ def prepare_study(
 
 
 def draw_images(options: StudyOptions, say: Callable[[str], None]) -> EvalImages:
-    """`num_sets` usable images in random order, squares as every evaluation cuts them."""
+    """`num_sets` usable images in random order, cropped to squares as in every evaluation."""
     generator = random.Random(options.seed)
     if options.images is None:
         photographs = sample_photographs()
@@ -103,7 +104,7 @@ def draw_images(options: StudyOptions, say: Callable[[str], None]) -> EvalImages
 
 
 def write_pictures(folder: Path, images: EvalImages, tokenizers: Sequence[ImageTokenizer], seed: int) -> list[StudySet]:
-    """All pictures as PNG of one size without metadata, one image after the other so that memory stays at one set."""
+    """Write PNG files of one size without metadata, one set at a time so that memory does not grow with the sets."""
     sets = []
     with torch.no_grad(), tqdm(total=len(images) * len(tokenizers), desc="reconstructing", unit="image") as bar:
         for batch in images.batches(1):
@@ -118,7 +119,7 @@ def write_pictures(folder: Path, images: EvalImages, tokenizers: Sequence[ImageT
 
 
 def write_picture(folder: Path, image: Float[Tensor, "3 h w"]) -> str:
-    """Returns the name, which tells nothing. All files have one date, so that theirs do not tell the order of methods."""
+    """Write an image under an opaque name, which is returned. Equal dates of all files hide the order of the methods."""
     name = opaque_name()
     write_png(picture_path(folder, name), to_pil(image))
     os.utime(picture_path(folder, name), (0, 0))
@@ -131,7 +132,7 @@ def opaque_name() -> str:
 
 
 def study_provenance(options: StudyOptions, images: EvalImages) -> dict[str, Any]:
-    """Where the pictures came from."""
+    """How the images were made."""
     return provenance() | {
         "options": {
             "images": None if options.images is None else str(options.images),

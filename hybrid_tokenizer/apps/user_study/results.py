@@ -22,10 +22,10 @@ MISSING = "–"
 
 
 def write_results(folder: Path, output: Path, complete_only: bool = False) -> str:
-    """From a study's folder. Returns the Markdown. `complete_only` leaves out who did not vote on every set."""
+    """Write the results of a study and return the Markdown. `complete_only` uses only participants who voted on every set."""
     study = read_study(folder)
     if not (folder / VOTES_NAME).is_file():
-        raise HybridTokenizerError(f"{folder / VOTES_NAME} does not exist; serve the study first, so that people vote")
+        raise HybridTokenizerError(f"{folder / VOTES_NAME} does not exist; serve the study first and collect votes")
     stored = Votes(folder / VOTES_NAME, study.id)
     try:
         votes = stored.all()
@@ -41,14 +41,14 @@ def write_results(folder: Path, output: Path, complete_only: bool = False) -> st
 
 
 def results(study: Study, votes: Sequence[Vote], complete_only: bool = False) -> dict[str, Any]:
-    """Rows, pairs, agreement and counts. Raises where there is no vote."""
+    """Rows, pairs, agreement and counts. Raises if there is no vote."""
     counts = Counter(vote.code for vote in votes)
     complete = {code for code, count in counts.items() if count == len(study.sets)}
     if complete_only:
         votes = [vote for vote in votes if vote.code in complete]
     if not votes:
         what = "complete sheet" if complete_only else "vote"
-        raise HybridTokenizerError(f"study {study.id} has no {what} yet; ask for the results when there is one")
+        raise HybridTokenizerError(f"study {study.id} has no {what} yet; collect at least one first")
     points = points_of(study, votes)
     return {
         "rows": score_rows(study.methods, points),
@@ -64,7 +64,7 @@ def results(study: Study, votes: Sequence[Vote], complete_only: bool = False) ->
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """The scores beside the paper's, the win rates, and what to know of them."""
+    """Tables of the scores, with the paper's, and of the win rates, and notes on how to read them."""
     methods = [row["method"] for row in report["rows"]]
     lines = [
         "| method | average score ↑ | 95 % over images | 95 % over participants | first | the paper's score |",
@@ -100,7 +100,7 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 
 def draw(report: dict[str, Any]) -> "Figure":
-    """Scores with their intervals over images and the paper's, beside the win rates."""
+    """A bar chart of the scores with intervals over images and the paper's scores, beside a table of win rates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Votes to numbers: average scores, pairwise win rates, agreement. Pure functions of one array of points."""
+"""From votes to average scores, pairwise win rates and agreement. Pure functions of one array of points."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from hybrid_tokenizer.evaluation.published import TABLE_4
 from hybrid_tokenizer.metrics.agreement import krippendorff_alpha
 from hybrid_tokenizer.metrics.statistics import Interval, bootstrap_interval
 
-AGREEMENT_SCALE = "ordinal"  # places are an order; that second is midway between first and third is not known
+AGREEMENT_SCALE = "ordinal"  # places are an order; second place need not be midway between first and third
 
 
 def points_of(study: Study, votes: Sequence[Vote]) -> Float[np.ndarray, "participants sets methods"]:
-    """With k methods first place is k points and k-th place 1; NaN where somebody did not vote. Only those who voted."""
+    """With k methods, first place is k points and k-th place is 1 point. NaN is a missing vote. Only participants with a vote."""
     codes = sorted({vote.code for vote in votes})
     points = np.full((len(codes), len(study.sets), len(study.methods)), np.nan)
     numbers = {one.id: number for number, one in enumerate(study.sets)}
@@ -28,8 +28,11 @@ def points_of(study: Study, votes: Sequence[Vote]) -> Float[np.ndarray, "partici
 
 
 def score_rows(methods: Sequence[str], points: Float[np.ndarray, "participants sets methods"]) -> list[dict[str, Any]]:
-    """A row a method: the average over sets of each set's average over participants, intervals over sets and over
-    participants, how often it was first (shared first places count), and the paper's score."""
+    """One row per method.
+
+    `score` is the mean over sets of the mean over participants in each set, with intervals over sets and over
+    participants. `first` is the share of votes with the method in first place, shared or not.
+    """
     rows = []
     for number, method in enumerate(methods):
         given = points[:, :, number]
@@ -48,7 +51,7 @@ def score_rows(methods: Sequence[str], points: Float[np.ndarray, "participants s
 
 
 def win_rates(methods: Sequence[str], points: Float[np.ndarray, "participants sets methods"]) -> list[dict[str, Any]]:
-    """A row a pair: the share of votes that put `method` before `other`, ties counting half, averaged as scores are."""
+    """One row per pair: the share of votes that rank `method` before `other`, averaged as scores are. A tie is half a win."""
     pairs = []
     for a, method in enumerate(methods):
         for b, other in enumerate(methods):
@@ -72,22 +75,22 @@ def win_rates(methods: Sequence[str], points: Float[np.ndarray, "participants se
 
 
 def agreement(points: Float[np.ndarray, "participants sets methods"]) -> dict[str, Any]:
-    """Krippendorff's alpha over every picture that was ranked."""
+    """Krippendorff's alpha over all images that were ranked."""
     return {"alpha": krippendorff_alpha(points.reshape(len(points), -1), AGREEMENT_SCALE), "scale": AGREEMENT_SCALE}
 
 
 def position_scores(votes: Sequence[Vote]) -> list[float]:
-    """The average score of each position on the page, from the left: all alike where the order did not matter."""
+    """The mean score of each position on the page, from the left. The scores are equal if the order had no influence."""
     scores = np.array([[len(vote.shown) + 1 - vote.places[name] for name in vote.shown] for vote in votes])
     return [float(score) for score in scores.mean(0)]
 
 
 def mean_of_rows(values: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rated"]:
-    """Of the finite values of each row; rows without any are left out."""
+    """The mean of the finite values of each row. Rows without finite values are left out."""
     rated = values[np.isfinite(values).any(1)]
     return np.nanmean(rated, axis=1)
 
 
 def as_list(interval: Interval | None) -> list[float] | None:
-    """For JSON."""
+    """For JSON, which has no tuples."""
     return None if interval is None else list(interval)

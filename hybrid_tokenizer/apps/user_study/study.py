@@ -1,4 +1,4 @@
-"""A study on disk: which picture is which method's. Raters see opaque names only, in an order of their own."""
+"""A study on disk: which image belongs to which method. Raters see opaque names, in an order of their own."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StudySet:
-    """An original and a reconstruction a method. `original` and the values of `candidates` are names of pictures."""
+    """An original and one reconstruction per method. `original` and the values of `candidates` are names of images."""
 
     id: str
     source: str
@@ -27,7 +27,10 @@ class StudySet:
 
 @dataclass(frozen=True)
 class Study:
-    """What `study.json` holds; it is not for raters. `secret` makes the orders, `link_token` opens the link."""
+    """The content of `study.json`, which raters must not see.
+
+    `secret` determines the orders, `link_token` is the token of the link to the page.
+    """
 
     id: str
     secret: str
@@ -35,51 +38,49 @@ class Study:
     methods: tuple[str, ...]
     sets: tuple[StudySet, ...]
     open_to_all: bool = True
-    """Anybody with the page gets a participant code; otherwise only the codes that were made with the study are good."""
+    """Whether everyone who opens the page gets a participant code. Otherwise only the codes made with the study work."""
 
     def set_orders(self, code: str) -> list[tuple[StudySet, list[str]]]:
-        """The sets and in each the pictures' names as this participant sees them, the same whenever asked."""
+        """The sets and the names of the images in each, in this participant's order, which never changes."""
         return [
             (one, shuffled(sorted(one.candidates.values()), self.secret, code, one.id))
             for one in shuffled(self.sets, self.secret, code)
         ]
 
-    def set_by_id(self, set_id: str) -> StudySet | None:
-        """None where there is no such set."""
-        return next((one for one in self.sets if one.id == set_id), None)
-
 
 def shuffled(items: Sequence[T], *words: str) -> list[T]:
-    """A random order that follows from the words."""
+    """A random order that is determined by the words."""
     generator = random.Random(hashlib.sha256("\n".join(words).encode()).digest())
     return generator.sample(items, len(items))
 
 
 def picture_path(folder: Path, name: str) -> Path:
-    """Of an opaque name."""
+    """The file of an image."""
     return folder / IMAGES_NAME / f"{name}.png"
 
 
 def write_study(folder: Path, study: Study, provenance: dict[str, Any]) -> None:
-    """study.json, last: a folder that has it is whole."""
-    from hybrid_tokenizer.checkpoints.files import write_json  # brings torch, which the server does without
+    """Write study.json. It is written last, so a folder that has it is complete."""
+    from hybrid_tokenizer.checkpoints.files import write_json  # imports torch, which the server does not need
 
     write_json(folder / STUDY_NAME, {"format": FORMAT, **asdict(study), "provenance": provenance})
 
 
 def read_study(folder: Path) -> Study:
-    """Of a folder that `prepare` wrote."""
+    """Read the study in a folder that `prepare` made."""
     path = folder / STUDY_NAME
     try:
         entries = json.loads(path.read_bytes())
     except OSError as error:
         raise HybridTokenizerError(
-            f"{path} can not be read ({error.strerror}); give a folder that prepare made"
+            f"{path} cannot be read ({error.strerror}); give a folder that prepare made"
         ) from None
     except ValueError:
         entries = None
     if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
-        raise HybridTokenizerError(f"{path} is no {FORMAT!r}; prepare the study with this version")
+        raise HybridTokenizerError(
+            f"{path} does not have the format {FORMAT!r}; prepare the study again with this version"
+        )
     entries.pop("provenance", None)
     sets = tuple(StudySet(**one) for one in entries.pop("sets"))
     return Study(**entries | {"sets": sets, "methods": tuple(entries["methods"])})

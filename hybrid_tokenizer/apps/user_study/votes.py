@@ -1,4 +1,4 @@
-"""Participants and votes in one SQLite file. A vote is on the disk before it is called saved, and it is there once."""
+"""Participants and votes in one SQLite file. A vote is on disk before it is reported as saved, and it is stored once."""
 
 import json
 import secrets
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 
-ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that looks like something else; 10 letters are 49 bits
+ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # no letters that are easily confused; 10 letters are 49 bits
 CODE_LENGTH = 10
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS votes (
 
 
 class Vote(NamedTuple):
-    """`places`: picture -> 1 (closest) and up. `shown`: pictures in the order of the page."""
+    """`places`: image -> 1 (closest) and up. `shown`: images in the order of the page."""
 
     code: str
     set_id: str
@@ -32,15 +32,15 @@ class Vote(NamedTuple):
 
 
 class VoteStands(HybridTokenizerError):
-    """There is another vote of this participant for this set."""
+    """This participant has already saved a different vote for this set."""
 
 
 class Votes:
-    """The file of one study. Safe for threads; other processes may read it meanwhile."""
+    """The file of one study. Thread-safe; other processes may read the file at the same time."""
 
     def __init__(self, path: Path, study_id: str):
         self._lock = threading.Lock()
-        # autocommit: every INSERT is a transaction of its own, whole or not there
+        # autocommit: every INSERT is a transaction of its own
         self._base = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
         self._base.execute("PRAGMA journal_mode=WAL")
         self._base.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits when the machine stops
@@ -50,31 +50,33 @@ class Votes:
         found = self._base.execute("SELECT id FROM study").fetchall()
         if found != [(study_id,)]:
             self.close()
-            raise HybridTokenizerError(f"{path} holds votes of another study; move it away, or restore its study.json")
+            raise HybridTokenizerError(
+                f"{path} holds the votes of another study; move it away, or restore its study.json"
+            )
         self._codes = {code for (code,) in self._base.execute("SELECT code FROM participants")}
 
     def close(self) -> None:
-        """Leaves one whole file behind."""
+        """Close the file and merge the write-ahead log into it."""
         self._base.close()
 
-    def join(self, most: int | None = None) -> str | None:
-        """A new participant code, on the disk; None where there are `most` already."""
+    def join(self, max_participants: int | None = None) -> str | None:
+        """Store and return a new participant code; None if there are already `max_participants`."""
         code = "".join(secrets.choice(ALPHABET) for _ in range(CODE_LENGTH))
         with self._lock:
-            if most is not None and len(self._codes) >= most:
+            if max_participants is not None and len(self._codes) >= max_participants:
                 return None
             self._base.execute("INSERT INTO participants VALUES (?, ?)", (code, _now()))
             self._codes.add(code)
         return code
 
     def is_known(self, code: str) -> bool:
-        """Whether `join` gave this code. Touches no disk."""
+        """Whether `join` returned this code. Does not read the disk."""
         return code in self._codes
 
     def save(self, vote: Vote) -> bool:
-        """On the disk when this returns: True for a new vote, False for the one that was there already.
+        """Write a vote to disk. True if it is new, False if the same vote is already stored.
 
-        Raises VoteStands where a different one is there.
+        Raises VoteStands if a different vote is stored.
         """
         places = json.dumps(vote.places, sort_keys=True)
         with self._lock:
@@ -86,23 +88,25 @@ class Votes:
                 "SELECT places FROM votes WHERE code = ? AND set_id = ?", (vote.code, vote.set_id)
             ).fetchone()
         if stored != places:
-            raise VoteStands("another vote of yours for these pictures is saved and stands; reload the page to go on")
+            raise VoteStands(
+                "you have already saved another vote for these pictures, and a saved vote cannot be changed; reload the page"
+            )
         return added == 1
 
-    def of(self, code: str) -> dict[str, dict[str, int]]:
-        """Set -> places, of one participant."""
+    def votes_of(self, code: str) -> dict[str, dict[str, int]]:
+        """Set -> places, for one participant."""
         with self._lock:
             rows = self._base.execute("SELECT set_id, places FROM votes WHERE code = ?", (code,)).fetchall()
         return {set_id: json.loads(places) for set_id, places in rows}
 
     def all(self) -> list[Vote]:
-        """By participant and set."""
+        """All votes, ordered by participant and set."""
         with self._lock:
             rows = self._base.execute("SELECT code, set_id, places, shown FROM votes ORDER BY code, set_id").fetchall()
         return [Vote(code, set_id, json.loads(places), json.loads(shown)) for code, set_id, places, shown in rows]
 
     def codes(self) -> list[str]:
-        """Of all participants, those without a vote too."""
+        """The codes of all participants, with or without a vote."""
         return sorted(self._codes)
 
 

@@ -1,1 +1,1 @@
-"""What the voting app and the demo page share: limits, security headers, pages, one heavy computation at a time."""
+"""What the voting app and the demo page share: serving, limits on connections and requests, pages, and a work queue."""

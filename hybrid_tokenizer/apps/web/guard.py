@@ -1,74 +1,64 @@
-"""What every request passes before the app sees it: host, link token, rates, size of the body; and headers of every answer."""
+"""Checks before a request reaches the app: rates, the link's token, the origin, and the size of the body."""
 
 import asyncio
 import hmac
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote
 
+from starlette.datastructures import Headers
+
+from hybrid_tokenizer.apps.web.headers import error_response
 from hybrid_tokenizer.apps.web.limits import Rate, TokenBuckets
 
-POLICY = "; ".join(
-    (
-        "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
-        "form-action 'self'", "base-uri 'none'", "frame-ancestors 'none'",
-    )
-)  # fmt: skip
-HEADERS = {
-    "content-security-policy": POLICY,
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-}
 COOKIE = "access_{port}"
-"""Browsers keep one jar for all ports of a host, where a study and the demo may both be open."""
+"""A browser sends the cookies of a host to all its ports, where a study and the demo may both be running."""
+COOKIE_SECONDS = 30 * 24 * 3600
 CODE_HEADER = "x-participant"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+ANY_HOST = ("*",)
 DRAIN = 8
-"""A body over the limit is read and dropped up to so many times the limit, so that its sender can read the refusal."""
+"""A body over the limit is read and dropped up to this multiple of the limit, so that its sender can read the refusal."""
 
 
 class Limits(NamedTuple):
-    """Of one server. Rates are an address's, except `known`, which is a participant code's that the app knows."""
+    """Limits of one server. Rates are per address, except `known`, which is per existing participant code."""
 
     body_bytes: int
     body_seconds: float = 20.0
     requests: Rate = Rate(300, 600)
     calls: Rate = Rate(10, 40)
-    """Requests to /api/, where the work is."""
+    """Requests to /api/, where the work is done."""
     known: Rate = Rate(20, 60)
-    """So that a flood from an address that others share, or with made-up codes, does not keep a participant from voting."""
+    """Calls with an existing code have their own rate: a flood from the same address does not stop a participant."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in: by name on loopback, by the token of the link elsewhere (None asks for none)."""
+    """Who may use a server: on loopback those who call it by a local name, elsewhere those who have the link's token."""
 
     link_token: str | None = None
-    hosts: tuple[str, ...] | None = LOOPBACK
-    """Names that the Host header may have, against pages that point their own name here; None allows all."""
+    """None asks for no token."""
+    hosts: tuple[str, ...] = LOCAL_HOSTS
+    """Allowed values of the Host header. They stop pages on the web whose host name was pointed at this machine."""
     is_known: Callable[[str], bool] = field(default=lambda code: False)
 
 
 class Refused(Exception):
-    """An answer that the app does not give."""
+    """The response to a request that does not reach the app."""
 
     def __init__(self, status: int, message: str, **headers: str):
         super().__init__(message)
-        self.status, self.message, self.headers = status, message, headers
+        self.status, self.message = status, message
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 # Coroutine functions have no return annotations here: the tests' shape checker would check the coroutine against them.
 class Guard:
-    """An ASGI middleware."""
+    """An ASGI middleware. The app behind it gets the whole body as one message."""
 
     def __init__(self, app: Any, limits: Limits, access: Access):
         self.app, self.limits, self.access = app, limits, access
@@ -78,39 +68,26 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any):
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
-
-        async def send_with_headers(message: Any):
-            if message["type"] == "http.response.start":
-                given = {name.lower() for name, _ in message.get("headers", [])}
-                more = {"cache-control": "no-store", **HEADERS}
-                message["headers"] = [
-                    *message.get("headers", []),
-                    *((name.encode(), value.encode()) for name, value in more.items() if name.encode() not in given),
-                ]
-            await send(message)
-
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = Headers(scope=scope)
         try:
             self._check(scope, headers)
             body = await self._read_body(headers, receive)
         except Refused as refused:
-            await _answer(send_with_headers, refused)
+            if refused.status in (400, 408, 413):
+                refused.headers["connection"] = "close"  # the rest of the body must not be read as the next request
+            await error_response(refused.status, refused.message, refused.headers)(scope, receive, send)
             return
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay():
             return messages.pop() if messages else await receive()
 
-        await self.app(scope, replay, send_with_headers)
+        await self.app(scope, replay, send)
 
-    def _check(self, scope: Any, headers: dict[str, str]) -> None:
-        """Everything that the first line and the headers can tell."""
-        host = headers.get("host", "")
-        if self.access.hosts is not None and _host_name(host) not in self.access.hosts:
-            raise Refused(421, f"host {host[:80]!r} is not this server's name; open the link that it printed")
+    def _check(self, scope: Any, headers: Headers) -> None:
+        """Everything that can be decided from the first line and the headers."""
         address = scope["client"][0] if scope.get("client") else "unknown"
         self._admit(self._requests, address)
         if scope["path"].startswith("/api/"):
@@ -121,39 +98,36 @@ class Guard:
             self._check_token(scope, headers, self.access.link_token)
         if scope["method"] not in ("GET", "HEAD"):
             origin = headers.get("origin")
-            if origin is not None and origin.partition("://")[2] != host:
-                raise Refused(403, f"a page of {origin[:80]} may not write here; open the page of this server")
+            if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
+                raise Refused(403, f"a page of {origin[:80]!r} may not write here; open this server's own page")
 
     @staticmethod
     def _admit(buckets: TokenBuckets, key: str) -> None:
         if wait := buckets.wait(key):
             seconds = math.ceil(wait)
             raise Refused(
-                429, f"too many requests, over {buckets.rate.per_second:g} a second; wait {seconds} s", retry_after=str(seconds)
+                429, f"too many requests, over {buckets.rate.per_second:g} per second; wait {seconds} s",
+                retry_after=str(seconds),
             )  # fmt: skip
 
     @staticmethod
-    def _check_token(scope: Any, headers: dict[str, str], token: str) -> None:
-        """The link's token becomes a cookie, and leaves the address, so that reloads work and no screenshot shows it."""
-        cookie_name = COOKIE.format(port=scope["server"][1])
+    def _check_token(scope: Any, headers: Headers, token: str) -> None:
+        """Move the link's token from the address to a cookie, so that reloads work and no screenshot shows the token."""
+        name = COOKIE.format(port=scope["server"][1])
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        if hmac.compare_digest(given.encode(), token.encode()):
+        if _equal(given, token):
             # Lax and not Strict: Strict is not sent on the redirect of somebody who clicked the link in a mail
-            cookie = f"{cookie_name}={token}; HttpOnly; SameSite=Lax; Path=/; Max-Age=2592000"
-            raise Refused(303, "go on without the token", location=scope["path"], set_cookie=cookie)
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(cookie_name)
-        except CookieError:
-            morsel = None
-        if morsel is None or not hmac.compare_digest(morsel.value.encode(), token.encode()):
+            cookie = f"{name}={token}; HttpOnly; SameSite=Lax; Path=/; Max-Age={COOKIE_SECONDS}"
+            raise Refused(303, "go on without the token", location=local_address(scope["path"]), set_cookie=cookie)
+        if not any(_equal(value, token) for value in _cookies(headers, name)):
             raise Refused(403, "this page needs the link with its token; ask for the whole link")
 
-    async def _read_body(self, headers: dict[str, str], receive: Any):
-        """The whole body, refused once it is over the limit in bytes or seconds."""
+    async def _read_body(self, headers: Headers, receive: Any):
+        """The whole body. Refused beyond the limit in bytes or seconds."""
         limit, deadline = self.limits.body_bytes, time.monotonic() + self.limits.body_seconds
         declared = headers.get("content-length", "0")
-        if not declared.isdigit():
-            raise Refused(400, f"content-length {declared[:20]!r} is no number; send the length in bytes")
+        if not (declared.isascii() and declared.isdigit()):
+            raise Refused(400, f"content-length is {declared[:20]!r}, expected digits; send the length in bytes")
         too_large = Refused(413, f"the request is over the limit of {limit} bytes; send a smaller one")
         if int(declared) > DRAIN * limit:
             raise too_large
@@ -178,27 +152,16 @@ class Guard:
         return b"".join(parts)
 
 
-def _host_name(host: str) -> str | None:
-    """Of a Host header, without the port; None where it is malformed."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+def local_address(path: str) -> str:
+    """A Location on this server for a decoded path: a browser takes `//name/` and `/\\name/` for another server."""
+    return "/" + quote(path.lstrip("/\\"))
 
 
-async def _answer(send: Any, refused: Refused):
-    headers = {"content-type": "application/json"} | {
-        name.replace("_", "-"): value for name, value in refused.headers.items()
-    }
-    body = json.dumps({"error": refused.message}).encode()
-    headers["content-length"] = str(len(body))
-    if refused.status in (400, 408, 413):
-        headers["connection"] = "close"  # what is left of the body must not be read as the next request
-    await send(
-        {
-            "type": "http.response.start",
-            "status": refused.status,
-            "headers": [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
+def _cookies(headers: Headers, name: str) -> list[str]:
+    """All values of a cookie. Others on this host may have set odd cookies, or one of the same name."""
+    pairs = (part.partition("=") for line in headers.getlist("cookie") for part in line.split(";"))
+    return [value.strip() for key, _, value in pairs if key.strip() == name]
+
+
+def _equal(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())

@@ -1,18 +1,20 @@
-"""An app with a page of plain files behind the guard, and errors as one line of JSON."""
+"""An app that serves a page of static files behind the guard and reports errors as one line of JSON."""
 
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hybrid_tokenizer.apps.web.guard import Access, Guard, Limits
+from hybrid_tokenizer.apps.web.headers import SecurityHeaders, error_response
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 SHARED = Path(__file__).parent / "page"
-KINDS = {
+MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -20,7 +22,7 @@ KINDS = {
 }
 
 SILENT = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-"""Nothing of what raters do goes to a collector, whatever the environment says."""
+"""No data about raters goes to a telemetry collector, whatever the environment says."""
 
 
 class WebError(HybridTokenizerError):
@@ -32,38 +34,44 @@ class WebError(HybridTokenizerError):
 
 
 def guarded_app(page: Path, limits: Limits, access: Access) -> FastAPI:
-    """`page/index.html` at /, its other files and the shared ones under /static/; read once, so no path reaches the disk."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
+    """Serves `page/index.html` at /, and its other files and the shared ones under /static/.
+
+    The files are read once, so no path of a request reaches the disk.
+    """
+    # a redirect to the path without its last slash would be built from the Host header
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT, redirect_slashes=False)
     app.add_middleware(Guard, limits=limits, access=access)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(access.hosts), www_redirect=False)
+    app.add_middleware(SecurityHeaders)  # added last, so it is the outermost
     files = {path.name: path.read_bytes() for folder in (SHARED, page) for path in sorted(folder.iterdir())}
 
     @app.get("/")
     def index() -> Response:
-        return Response(files["index.html"], media_type=KINDS[".html"], headers={"cache-control": "no-cache"})
+        return Response(files["index.html"], media_type=MEDIA_TYPES[".html"], headers={"cache-control": "no-cache"})
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
         if name not in files:
             raise WebError(404, f"there is no file {name[:80]!r} here; open the first page")
-        return Response(files[name], media_type=KINDS[Path(name).suffix], headers={"cache-control": "no-cache"})
+        media_type = MEDIA_TYPES[Path(name).suffix]
+        return Response(files[name], media_type=media_type, headers={"cache-control": "no-cache"})
 
-    app.add_exception_handler(HybridTokenizerError, _one_line)
-    app.add_exception_handler(RequestValidationError, _first_of_the_validation)
-    app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(HybridTokenizerError, _project_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
     return app
 
 
-def _one_line(request: Request, error: Any) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=getattr(error, "status", 400))
+def _project_error(request: Request, error: Any) -> Response:
+    return error_response(getattr(error, "status", 400), str(error))
 
 
-def _plain(request: Request, error: Any) -> Response:
-    where = f": {request.method} {request.url.path[:80]!r} is nothing here" if error.status_code in (404, 405) else ""
-    message = f"{error.detail}{where}; open the first page"
-    return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+def _http_error(request: Request, error: Any) -> Response:
+    where = f": {request.method} {request.url.path[:80]!r}" if error.status_code in (404, 405) else ""
+    return error_response(error.status_code, f"{error.detail}{where}; open the first page", error.headers)
 
 
-def _first_of_the_validation(request: Request, error: Any) -> Response:
+def _validation_error(request: Request, error: Any) -> Response:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return JSONResponse({"error": f"{where or 'request'}: {first['msg']}; reload the page and try again"}, 422)
+    where = ".".join(str(part)[:40] for part in first["loc"] if part != "body")
+    return error_response(422, f"{where or 'request'}: {first['msg']}; reload the page and try again")

@@ -21,7 +21,7 @@ async def pictures(page):
 
 
 async def change(page, slider, value):
-    """The page stops saying that it is ready at once, and its pictures follow."""
+    """The page is no longer ready at once; its pictures follow."""
     await page.locator(f"#{slider}").fill(str(value))
     assert "Ready" not in await page.locator("#status").inner_text()
 
@@ -73,10 +73,10 @@ def test_upload_budget_copy_paste(tmp_path, device):
                 await page.get_by_text("is not").wait_for()
                 await page.locator("#ids").fill("1 2 three")
                 await page.get_by_role("button", name="Decode these ids").click()
-                await page.get_by_text("is no id").wait_for()
+                await page.get_by_text("is not a token id").wait_for()
 
                 await page.locator("#file").set_input_files(tmp_path / "no picture.png")
-                await page.get_by_text("no picture of a known kind").wait_for()
+                await page.get_by_text("not an image of a supported format").wait_for()
                 await page.locator("#samples button").nth(1).click()
                 assert len(set((await pictures(page)).values()) & set(whole.values())) == 0
                 assert await page.evaluate("document.documentElement.scrollWidth") <= device["viewport"]["width"]

@@ -1,4 +1,4 @@
-"""The demo's server over HTTP: a picture to ids and back, and uploads that want to do harm."""
+"""The demo's server over HTTP: an image to ids and back, and harmful uploads."""
 
 import base64
 import io
@@ -13,8 +13,8 @@ from helpers.small_models import small_hybrid
 from PIL import Image
 
 from hybrid_tokenizer.apps.demo import app as demo
-from hybrid_tokenizer.apps.demo.pictures import Darkroom
-from hybrid_tokenizer.apps.demo.uploads import MOST_BYTES
+from hybrid_tokenizer.apps.demo.pictures import DemoTokenizer
+from hybrid_tokenizer.apps.demo.uploads import MAX_BYTES
 from hybrid_tokenizer.apps.web.guard import Access
 from hybrid_tokenizer.apps.web.limits import Rate
 
@@ -23,13 +23,13 @@ OPTIONS = {"part": "hybrid", "strength": 0.4, "steps": 4, "guidance": 1.0}
 
 
 @pytest.fixture(scope="module")
-def room():
-    return Darkroom(small_hybrid(nested=True), text_vocab_size=1000)
+def tokenizer():
+    return DemoTokenizer(small_hybrid(nested=True), text_vocab_size=1000)
 
 
 @pytest.fixture(scope="module")
-def client(room):
-    return TestClient(demo.demo_app(room, Access(), FREE), base_url="http://127.0.0.1")
+def client(tokenizer):
+    return TestClient(demo.demo_app(tokenizer, Access(), FREE), base_url="http://127.0.0.1")
 
 
 def png(width=50, height=40, color=(200, 30, 90)):
@@ -47,7 +47,7 @@ def picture(answer):
     return Image.open(io.BytesIO(base64.b64decode(answer.json()["picture"])))
 
 
-def test_an_upload_becomes_ids_and_each_prefix_a_picture(client, room):
+def test_an_upload_becomes_ids_and_each_prefix_a_picture(client):
     facts = client.get("/api/tokenizer").json()
     assert facts["sequence_lengths"] == [35, 39, 55] and facts["first_id"] == 1000
     encoded = upload(client, png()).json()
@@ -75,13 +75,13 @@ def test_samples(client):
     assert client.get("/samples/none").status_code == 404
 
 
-def test_ids_that_are_none(client):
+def test_wrong_ids_are_refused(client):
     ids = upload(client, png()).json()["ids"]
     for wrong, said in (
         (ids[:-1], "expected 35 or 39 or 55"),
         ([*ids[:-1], 5], "is not </img>"),
         ([ids[0], 10**9, *ids[2:]], "position 1"),
-        ([ids[0], -(10**30), *ids[2:]], "no id"),
+        ([ids[0], -(10**30), *ids[2:]], "not in this vocabulary"),
     ):
         answer = client.post("/api/decode", json={**OPTIONS, "ids": wrong})
         assert answer.status_code == 400 and said in answer.json()["error"]
@@ -106,15 +106,15 @@ def bomb(width=60_000, height=60_000):
     [
         (bomb(), 413, "pixels"),
         (bomb(9000, 9000), 413, "9000x9000 pixels"),
-        (bomb(4000, 4000), 415, "can not be read"),  # within the limit, and cut off
-        (b"x" * 1000, 415, "no picture of a known kind"),
-        (b"", 415, "no picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", 415, "no picture"),  # Pillow would call Ghostscript
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
-        (png()[:100], 415, "can not be read"),
+        (bomb(4000, 4000), 415, "cannot be read"),  # within the limit, and truncated
+        (b"x" * 1000, 415, "not an image of a supported format"),
+        (b"", 415, "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", 415, "not an image"),  # Pillow would call Ghostscript
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not an image"),
+        (png()[:100], 415, "cannot be read"),
         (png(4, 4), 415, "at least 16"),
-        (b"x" * (MOST_BYTES + 1), 413, "limit"),
-        (b"x" * (MOST_BYTES + 100_000), 413, "limit"),
+        (b"x" * (MAX_BYTES + 1), 413, "limit"),
+        (b"x" * (MAX_BYTES + 100_000), 413, "limit"),
     ],
 )
 def test_uploads_that_are_refused(client, data, status, said):
@@ -125,7 +125,7 @@ def test_uploads_that_are_refused(client, data, status, said):
     assert client.get("/").status_code == 200
 
 
-def test_the_name_of_a_file_plays_no_part(client, tmp_path, monkeypatch):
+def test_the_name_of_a_file_is_ignored(client, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("../../etc/passwd", "/tmp/x.png", "a\x00b.png", "..\\..\\x", "x" * 500):
         assert upload(client, png(), name).status_code == 200
@@ -137,17 +137,17 @@ def test_the_name_of_a_file_plays_no_part(client, tmp_path, monkeypatch):
     )
 
 
-def test_the_page_answers_while_one_computes_and_a_full_queue_refuses(room):
+def test_the_page_answers_during_a_computation_and_a_full_queue_refuses(tokenizer):
     busy, release = threading.Event(), threading.Event()
 
-    class SlowRoom(Darkroom):
+    class SlowTokenizer(DemoTokenizer):
         def encode(self, image):
             busy.set()
             release.wait(20)
             return super().encode(image)
 
     client = TestClient(
-        demo.demo_app(SlowRoom(room.tokenizer), Access(), FREE, most_waiting=0), base_url="http://127.0.0.1"
+        demo.demo_app(SlowTokenizer(tokenizer.tokenizer), Access(), FREE, max_waiting=0), base_url="http://127.0.0.1"
     )
     first = []
     thread = threading.Thread(target=lambda: first.append(client.post("/api/encode/cat").status_code))

@@ -1,4 +1,4 @@
-"""The pictures of a study: opaque, alike from the outside, and the tokenizers' own."""
+"""The images of a study: opaque names, equal size and date, and the tokenizers' own outputs."""
 
 import numpy as np
 import pytest
@@ -38,8 +38,8 @@ def test_a_study_of_a_folder(tmp_path, rows):
     assert len({file.stat().st_mtime for file in files}) == 1
     pictures = [Image.open(file) for file in files]
     assert {(picture.size, picture.mode, str(picture.info)) for picture in pictures} == {((32, 32), "RGB", "{}")}
-    told = (tmp_path / "study" / CODES_NAME).read_text().split()
-    assert len(told) == 2 and Votes(tmp_path / "study" / VOTES_NAME, study.id).codes() == sorted(told)
+    codes = (tmp_path / "study" / CODES_NAME).read_text().split()
+    assert len(codes) == 2 and Votes(tmp_path / "study" / VOTES_NAME, study.id).codes() == sorted(codes)
     for one in study.sets:
         original, same = (picture_path(tmp_path / "study", name) for name in (one.original, one.candidates["identity"]))
         assert original.name != same.name and original.read_bytes() == same.read_bytes()
@@ -57,14 +57,14 @@ def test_the_draw_is_random_and_follows_the_seed(tmp_path, rows):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_what_is_no_study(tmp_path, rows):
+def test_studies_that_are_refused(tmp_path, rows):
     said = []
     options = StudyOptions(make_images(tmp_path / "photos", 2), num_sets=5, image_size=32)
     assert len(prepare_study(tmp_path / "study", rows, options, said.append).sets) == 2
     assert "2 usable images for 5 sets" in said[0]
-    with pytest.raises(HybridTokenizerError, match="holds something already"):
+    with pytest.raises(HybridTokenizerError, match="is not empty"):
         prepare_study(tmp_path / "study", rows, options)
     with pytest.raises(HybridTokenizerError, match="two or more"):
         prepare_study(tmp_path / "other", rows[:1], options)
-    with pytest.raises(HybridTokenizerError, match="0 sets"):
+    with pytest.raises(HybridTokenizerError, match="num_sets=0"):
         StudyOptions(num_sets=0)

@@ -27,13 +27,13 @@ NUM_SETS = 5
 
 
 class Rater:
-    """Knows which picture is whose, which people do not, and votes by taste: by mouse, keyboard or finger."""
+    """Knows the method of each picture, which people do not, and votes by taste: by mouse, keyboard or touch."""
 
     def __init__(self, page, study, taste, way):
         self.page, self.taste, self.way = page, taste, way
         self.methods = {name: method for one in study.sets for method, name in one.candidates.items()}
         self.set_of = {one.original: one.id for one in study.sets}
-        self.told_saved, self.seen = {}, []
+        self.confirmed, self.seen = {}, []
 
     async def enter(self, link):
         await self.page.goto(link)
@@ -62,11 +62,11 @@ class Rater:
             await self.page.keyboard.press("Enter")
         else:
             await self.page.locator("#save").click()
-        await self.page.get_by_text(f"Saved: {len(self.told_saved) + 1} of {NUM_SETS}").wait_for()
-        self.told_saved[self.set_of[original]] = places
+        await self.page.get_by_text(f"Saved: {len(self.confirmed) + 1} of {NUM_SETS}").wait_for()
+        self.confirmed[self.set_of[original]] = places
 
     async def vote_on_all(self):
-        while len(self.told_saved) < NUM_SETS:
+        while len(self.confirmed) < NUM_SETS:
             await self.vote_on_one()
         await self.page.locator("#done").wait_for()
 
@@ -76,7 +76,7 @@ class Rater:
         await self.page.reload()
         await self.page.locator("#vote").wait_for()
         assert await self.pictures() == before
-        assert (await self.page.locator("#count").inner_text()).startswith(f"Set {len(self.told_saved) + 1} of")
+        assert (await self.page.locator("#count").inner_text()).startswith(f"Set {len(self.confirmed) + 1} of")
         assert await self.page.locator("#mine").inner_text() == self.code
 
 
@@ -96,12 +96,12 @@ def test_three_raters_and_a_killed_server(tmp_path):
         first = RunningServer(SCRIPT, "serve", folder)
 
         async def kill_and_restart(raters):
-            while sum(len(rater.told_saved) for rater in raters) < 5:
+            while sum(len(rater.confirmed) for rater in raters) < 5:
                 await asyncio.sleep(0.01)
             first.kill()  # votes are on their way just now
-            told = {(rater.code, one): places for rater in raters for one, places in rater.told_saved.items()}
+            confirmed = {(rater.code, one): places for rater in raters for one, places in rater.confirmed.items()}
             stored, _ = stored_votes(folder, study)
-            assert told.items() <= stored.items()
+            assert confirmed.items() <= stored.items()
             return await asyncio.to_thread(RunningServer, SCRIPT, "serve", folder, port=first.port)
 
         async with (
@@ -115,7 +115,7 @@ def test_three_raters_and_a_killed_server(tmp_path):
             await raters[0].reload()
             second, *_ = await asyncio.gather(kill_and_restart(raters), *(rater.vote_on_all() for rater in raters))
             await one.reload()
-            await one.get_by_text("That was all").wait_for()
+            await one.get_by_text("You have finished").wait_for()
             contents = [await page.content() for page in (one, two, three)]
             with second:
                 pass
@@ -126,7 +126,7 @@ def test_three_raters_and_a_killed_server(tmp_path):
     # every vote once, as it was given
     stored, count = stored_votes(folder, study)
     assert count == len(stored) == 3 * NUM_SETS
-    assert stored == {(rater.code, one): places for rater in raters for one, places in rater.told_saved.items()}
+    assert stored == {(rater.code, one): places for rater in raters for one, places in rater.confirmed.items()}
 
     # blind and in an order of one's own
     # the orders of the sets alone are 120, and two of three raters would share one in a run of forty
@@ -175,10 +175,10 @@ def test_zoom_and_coming_back_with_the_code(tmp_path):
                 async with page_of(started, **PHONE) as page:  # another device
                     await page.goto(server.link)
                     await page.locator("#code").fill("nobody2345")
-                    await page.get_by_role("button", name="Go on").tap()
-                    await page.get_by_text("not known here").wait_for()
+                    await page.get_by_role("button", name="Continue").tap()
+                    await page.get_by_text("is unknown").wait_for()
                     await page.locator("#code").fill(f" {rater.code.upper()} ")
-                    await page.get_by_role("button", name="Go on").tap()
+                    await page.get_by_role("button", name="Continue").tap()
                     await page.locator("#vote").wait_for()
                     rater.page = page
                     assert await rater.pictures() == shown

@@ -1,4 +1,4 @@
-"""Scores by hand, and the files that the results command writes."""
+"""Scores computed by hand, and the files that the results command writes."""
 
 import json
 import runpy

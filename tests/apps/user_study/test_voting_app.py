@@ -1,8 +1,11 @@
-"""The voting app over HTTP: blind, in an order of one's own, each vote once, and nothing for those who cheat."""
+"""The voting app over HTTP: blind, in each rater's own order, each vote stored once, and false votes refused."""
 
+import contextlib
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 
 import httpx2
 import pytest
@@ -28,7 +31,7 @@ class Table:
         self.study = write_small_study(folder, **options)
         self.votes = Votes(folder / VOTES_NAME, self.study.id)
         app = voting_app(
-            folder, self.study, self.votes, Access(is_known=self.votes.is_known), limits, most_participants=40
+            folder, self.study, self.votes, Access(is_known=self.votes.is_known), limits, max_participants=40
         )
         self.client = TestClient(app, base_url="http://127.0.0.1")
 
@@ -86,7 +89,7 @@ def test_a_vote_is_stored_once_and_stands(table):
     assert (first.json()["new"], again.json()["new"]) == (True, False)
     assert first.json()["votes"] == again.json()["votes"] == 1
     changed = table.vote(code, one, dict.fromkeys(places, 1))
-    assert changed.status_code == 409 and "stands" in changed.json()["error"]
+    assert changed.status_code == 409 and "cannot be changed" in changed.json()["error"]
     assert table.vote(code, other, dict.fromkeys(other["candidates"], 1)).json()["votes"] == 2  # ties are fine
     saved = {one["id"]: one["places"] for one in table.sheet(code).json()["sets"]}
     assert saved[one["id"]] == places and list(saved.values()).count(None) == 1
@@ -94,7 +97,7 @@ def test_a_vote_is_stored_once_and_stands(table):
     assert rows == (2,)
 
 
-def test_what_is_no_vote_is_refused(table):
+def test_invalid_votes_are_refused(table):
     code = table.join()
     one, other, _ = table.sheet(code).json()["sets"]
     good = in_order(one)
@@ -162,7 +165,7 @@ def test_votes_of_a_file_belong_to_one_study(tmp_path):
     assert again.all() == [vote] and again.is_known(code) and again.codes() == [code]
 
 
-def test_a_killed_server_lost_nothing_that_it_called_saved(tmp_path):
+def test_a_killed_server_lost_no_vote_that_it_reported_as_saved(tmp_path):
     folder = tmp_path / "study"
     write_small_study(folder, num_sets=20)
     saved = {}
@@ -179,7 +182,32 @@ def test_a_killed_server_lost_nothing_that_it_called_saved(tmp_path):
                 server.kill()
                 break
     votes = Votes(folder / VOTES_NAME, read_study(folder).id)
-    assert votes.of(code) == saved and len(saved) == 13
+    assert votes.votes_of(code) == saved and len(saved) == 13
+
+
+def test_a_rater_votes_while_idle_and_half_open_connections_are_held(tmp_path):
+    folder = tmp_path / "study"
+    write_small_study(folder)
+    with RunningServer(ROOT / "scripts" / "user_study.py", "serve", folder) as server, contextlib.ExitStack() as held:
+
+        def hold(count, data=b""):
+            for _ in range(count):
+                one = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+                one.sendall(data)
+
+        client = httpx2.Client(base_url=server.link, timeout=20)
+        hold(150)
+        hold(30, b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n")
+        start = time.monotonic()
+        assert client.get("/").status_code == 200
+        assert time.monotonic() - start < 2
+        headers = {"x-participant": client.post("/api/join").json()["code"]}
+        sheet = client.get("/api/sheet", headers=headers).json()
+        for one in sheet["sets"]:
+            hold(100)
+            ballot = {"study": sheet["study"], "set": one["id"], "places": in_order(one)}
+            assert client.get(f"/images/{one['original']}").status_code == 200
+            assert client.post("/api/vote", headers=headers, json=ballot).json()["new"]
 
 
 def test_the_server_needs_no_torch():

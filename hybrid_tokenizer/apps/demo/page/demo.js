@@ -1,16 +1,16 @@
-// The demo page. The server keeps nothing: the ids live here, and every picture is asked for with the ids that it is made of.
+// The demo page. The server stores nothing: the page holds the ids and sends them with every request for a picture.
 
 const NUM_SEMANTIC = 32;
-const PARTS = ["guide", "hybrid", "semantic"]; // the quick one first
-const WAIT_MS = 250; // a slider that moves asks once it rests
+const PARTS = ["guide", "hybrid", "semantic"]; // the fastest first
+const WAIT_MS = 250; // after the last movement of a slider
 const at = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
 let facts = null;
 let ids = null; // of the whole guide, as encoded or pasted
-let round = 0; // pictures of an older round are dropped
+let round = 0; // pictures of an earlier round are dropped
 let timer = 0;
-const made = {}; // part -> what its picture was made of
+const made = {}; // part -> the ids and options of the picture on the page
 
 async function call(path, options) {
   for (let attempt = 0; ; attempt++) {
@@ -45,7 +45,7 @@ function clear(id) {
   at(id).getContext("2d").clearRect(0, 0, at(id).width, at(id).height);
 }
 
-// Not every number of steps divides the schedule: the slider moves over those that do.
+// The slider offers only those numbers of steps that divide the schedule.
 const steps = () => facts.step_choices[Number(at("steps").value)];
 
 // <img>, 32 semantic ids, the first grids of the guide, </img>
@@ -95,7 +95,7 @@ function later() {
   label();
   if (!ids) return;
   showIds();
-  round++; // what is on its way was asked for before this
+  round++; // responses on their way belong to the earlier settings
   tell("Decoding …");
   clearTimeout(timer);
   timer = setTimeout(render, WAIT_MS);
@@ -132,24 +132,24 @@ async function render() {
 
 function upload(file) {
   if (!file) return;
-  if (file.size > facts.most_bytes) return tell(`This file has ${file.size} bytes, over the limit of ${facts.most_bytes}; choose a smaller one.`, "bad");
+  if (file.size > facts.max_bytes) return tell(`This file has ${file.size} bytes, over the limit of ${facts.max_bytes}; choose a smaller one.`, "bad");
   const form = new FormData();
-  form.append("file", file, "picture"); // its own name stays here
-  begin(() => call("/api/encode", { method: "POST", body: form }), "yours, cut to a square");
+  form.append("file", file, "picture"); // the file name is not sent
+  begin(() => call("/api/encode", { method: "POST", body: form }), "your picture, cropped to a square");
 }
 
 function decodePasted() {
   const words = at("ids").value.split(/[\s,;[\]]+/).filter(Boolean);
   const wrong = words.find((word) => !/^\d{1,12}$/.test(word));
   if (!words.length) return tell("There are no ids to decode; paste some first.", "bad");
-  if (wrong) return tell(`"${wrong.slice(0, 20)}" is no id; ids are whole numbers.`, "bad");
+  if (wrong) return tell(`"${wrong.slice(0, 20)}" is not a token id; ids are whole numbers.`, "bad");
   const scales = facts.sequence_lengths.indexOf(words.length) + 1;
-  if (!scales) return tell(`${words.length} ids are no picture of this tokenizer, which has ${facts.sequence_lengths.join(" or ")}.`, "bad");
+  if (!scales) return tell(`There are ${words.length} ids; this tokenizer has ${facts.sequence_lengths.join(" or ")} per picture.`, "bad");
   const pasted = words.map(Number);
   const known = ids && pasted.join() === prefix().join();
   if (!known) {
     clear("original");
-    at("original-note").textContent = "none: decoded from pasted ids";
+    at("original-note").textContent = "not available: decoded from pasted ids";
     ids = pasted;
     at("budget").max = scales;
     at("budget").value = scales;
@@ -163,9 +163,9 @@ async function copy() {
   const text = at("ids").value;
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // a page that is not on this machine and not on https has no clipboard of that kind
+  } catch { // the clipboard API exists only on this machine or over https
     at("ids").select();
-    if (!document.execCommand("copy")) return tell("The browser does not let this page copy; the ids are selected, press Ctrl+C.", "bad");
+    if (!document.execCommand("copy")) return tell("The browser does not allow this page to copy. The ids are selected; press Ctrl+C.", "bad");
   }
   tell(`Copied ${text.split(" ").length} ids.`, "good");
 }

@@ -1,5 +1,5 @@
-// The page of the user study. A vote counts as saved only when the server has said so; until then it is kept here and sent
-// again, which is harmless: the server keeps one vote for each set.
+// The page of the user study. A vote counts as saved only after the server has confirmed it. Until then the page keeps the
+// vote and sends it again, which is harmless because the server stores one vote per set.
 
 const CODE = "study-code", PENDING = "study-pending";
 const RETRY_MS = 1500;
@@ -13,7 +13,7 @@ const image = (name) => `/images/${name}`;
 let sheet = null;
 let current = null; // the set on the page
 let places = {};
-let chosen = 0; // index of the copy that the keys speak to
+let chosen = 0; // index of the copy that the number keys apply to
 let saving = false;
 
 class Refusal extends Error {}
@@ -41,7 +41,7 @@ function show(id) {
   at("mine").textContent = code ?? "";
 }
 
-// Asks until the server answers: a server that was stopped and started again is no reason to lose anything.
+// Retries until the server answers, so that nothing is lost when the server is restarted.
 async function insist(path, options, waiting) {
   for (;;) {
     try {
@@ -109,7 +109,7 @@ function draw() {
       button.addEventListener("click", (event) => {
         chosen = index;
         give(name, i + 1);
-        if (event.detail) button.blur(); // a mouse's click: Enter is to save next, not to press the same button again
+        if (event.detail) button.blur(); // after a mouse click, Enter should save and not press the same button again
       });
       return button;
     });
@@ -132,8 +132,8 @@ function mark() {
   const missing = current.candidates.length - given.length;
   const ready = missing === 0 && given.includes(1);
   at("save").disabled = !ready || saving;
-  if (missing) at("hint").textContent = `Give each copy a place; ${missing} to go. Ties are fine.`;
-  else at("hint").textContent = ready ? "Change what you like, then save. A saved vote stands." : "At least one copy must be 1st.";
+  if (missing) at("hint").textContent = `Give each copy a place (${missing} left). Ties are allowed.`;
+  else at("hint").textContent = ready ? "You can still change the places. A saved vote cannot be changed." : "At least one copy must be 1st.";
 }
 
 function give(name, place) {
@@ -164,7 +164,7 @@ async function save(set, votes) {
   next();
 }
 
-// ---- enlarged pictures: the same spot of the original and of the copies, one after the other ----
+// ---- enlarged pictures: the original and the copies in turn, at the same position ----
 
 let shown = -1, scale = 1;
 
@@ -215,12 +215,12 @@ at("join").addEventListener("click", async () => {
 at("return").addEventListener("submit", (event) => {
   event.preventDefault();
   const code = at("code").value.trim().toLowerCase();
-  if (!/^[a-z0-9]+$/.test(code)) return tell("The code has small letters and digits only.", "bad");
+  if (!/^[a-z0-9]+$/.test(code)) return tell("A code has only lower-case letters and digits.", "bad");
   localStorage.setItem(CODE, code);
   open();
 });
 at("leave").addEventListener("click", () => {
-  if (!confirm(`Only the code ${localStorage.getItem(CODE)} brings you back to your votes. Have you written it down?`)) return;
+  if (!confirm(`You can return to your votes only with the code ${localStorage.getItem(CODE)}. Have you written it down?`)) return;
   localStorage.removeItem(CODE);
   at("code").value = "";
   tell("");
