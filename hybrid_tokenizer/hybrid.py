@@ -1,4 +1,4 @@
-"""HybridTokenizer: photographs to 32 semantic tokens and a guide grid, and back through diffusion."""
+"""HybridTokenizer: an image to 32 semantic tokens and a guide grid, and back through diffusion."""
 
 import functools
 import hashlib
@@ -42,8 +42,8 @@ class HybridTokenizer:
     """The three branches as one ImageTokenizer.
 
     The branches are put into evaluation mode. Images are float [-1, 1], b 3 h w, with sides that are multiples of the
-    guide's downsample factor; they and tokens are moved to the branches' device. What becomes of an image does not depend
-    on the batch it came in: its noise is a function of the generator's state and of its own tokens.
+    guide's downsample factor. Images and tokens are moved to the branches' device. Results do not depend on the batch: an
+    image's noise is a function of the generator's state and of its own tokens.
     """
 
     def __init__(
@@ -54,14 +54,16 @@ class HybridTokenizer:
         name: str = "hybrid",
         search_steps: int = 0,
     ):
-        # channels_last is the layout that convolutions are fastest in on CPU and GPU; stored files stay as they are
+        # Convolutions are fastest in channels_last, on CPU and GPU. Stored files keep their layout.
         self.guide = guide.eval().to(memory_format=torch.channels_last)
-        # Only training reads the cosine stack; without it, the hash and the stored form are those of what is published.
+        # Only training reads the cosine stack. Without it, hash and stored form are those of the published tokenizer.
         self.semantic = (semantic.without_cosine_stack() if semantic.config.cosine_stack else semantic).eval()
         self.diffusion = diffusion.eval().to(memory_format=torch.channels_last)
         self.name = name
         if isinstance(search_steps, bool) or not isinstance(search_steps, int) or search_steps < 0:
-            raise HybridTokenizerError(f"search_steps={search_steps!r} must be a whole number; 0 does not search")
+            raise HybridTokenizerError(
+                f"search_steps={search_steps!r} must be a whole number of at least 0; 0 does not search"
+            )
         self.search_steps = search_steps
         self.card: str | None = None
         self._slice_vae()
@@ -83,10 +85,10 @@ class HybridTokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 of all weights rounded to fp16, and of the diffusion settings that are no weights but decide what its U-Net
-        reads: the same in memory, stored in fp32 or fp16, and on any device.
+        """sha256 of all weights rounded to fp16, and of the diffusion settings that decide what the U-Net reads.
 
-        Taken once: a tokenizer whose weights are trained further is a new HybridTokenizer.
+        It is the same in memory and in files of fp32 or fp16, on any device. It is computed once: build a new
+        HybridTokenizer after further training.
         """
         parts = [state_hash(module, torch.float16) for module in self._modules.values()]
         config = self.diffusion.config
@@ -112,11 +114,11 @@ class HybridTokenizer:
         guide_scales: int | None = None,
         search_steps: int | None = None,
     ) -> HybridTokens:
-        """Images to tokens. Encoding is deterministic, `generator` is the protocol's; `guide_scales` keeps the first
-        grids of a nested guide.
+        """Images to tokens. Encoding is deterministic; `generator` is there for the protocol.
 
-        `search_steps` gradient steps look for guide codes that decode to a nearer image than the encoder's own do (None:
-        as many as the tokenizer's own; 0: none, the encoder's one pass, as in the paper).
+        guide_scales: keep only the first grids of a nested guide.
+        search_steps: gradient steps of a search for guide codes that decode to a closer image. 0 is the paper's encoder,
+            one pass. None takes the tokenizer's own number, 0 unless it was set.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise HybridTokenizerError(
@@ -143,16 +145,18 @@ class HybridTokenizer:
         guide_scales: int | None = None,
         search_steps: int | None = None,
     ) -> tuple[Int[Tensor, "b _ _"], ...]:
-        """The guide's part of `encode`: what it searches for depends on the semantic indices beside it (None: the null
-        condition). Images are on the branches' device."""
+        """The guide's part of `encode`, for images on the branches' device.
+
+        The search decodes under the given semantic indices, or under the null condition where they are None.
+        """
         steps = self.search_steps if search_steps is None else search_steps
         if not steps:
             return self.guide.encode(images, guide_scales=guide_scales)
-        if not self.deterministic:
+        defaults = self.diffusion.config.decode_defaults
+        if not defaults.deterministic:
             raise HybridTokenizerError(
-                f"search_steps={steps} looks through the decoder, whose defaults draw noise (start="
-                f"{self.diffusion.config.decode_defaults.start!r}); give search_steps=0, or a decoder that starts by "
-                "ddim_inversion"
+                f"search_steps={steps} needs a decoder that draws no noise, but its defaults are start={defaults.start!r} and "
+                f"eta={defaults.eta}; use search_steps=0, or a decoder whose defaults are start='ddim_inversion' and eta=0"
             )
 
         def losses_for(rows: slice) -> GuideLosses:
@@ -204,8 +208,8 @@ class HybridTokenizer:
     ) -> Float[Tensor, "b 3 H W"]:
         """`decode` from either kind of index alone, for controls and ablations.
 
-        No semantic indices: the null condition stands in their place. No guide indices: from pure noise, all steps. The
-        noise is a function of the indices that are given.
+        Without semantic indices the condition is the null condition. Without guide indices the decode starts from pure
+        noise and takes all steps. The noise is a function of the indices that are given.
         """
         read = ([] if semantic_indices is None else [semantic_indices]) + list(guide_indices or ())
         generators = image_generators(read, generator)
@@ -224,7 +228,7 @@ class HybridTokenizer:
     ) -> Float[Tensor, "b 3 h w"]:
         """The guide images alone, at the guide's own size for images of `image_size`, clamped to [-1, 1]."""
         grids = tuple(grid.to(self.device) for grid in guide_indices)
-        # A prefix of a nested guide does not always tell the full grid; the image size does.
+        # A prefix of a nested guide does not always determine the full grid; the image size does.
         guide_images = self.guide.decode(grids, grid_size=self.guide.config.grid_size(image_size))
         return guide_images.float().clamp(-1, 1)
 
@@ -243,16 +247,16 @@ class HybridTokenizer:
         return self.decode(tokens, size, generator, progress=progress, **options)
 
     def num_tokens(self, tokens: HybridTokens) -> Int[Tensor, "b"]:
-        """32 semantic tokens and the guide's, an image."""
+        """Tokens per image: the semantic ones and the guide's."""
         return torch.full((len(tokens),), tokens.num_tokens)
 
     def bits(self, tokens: HybridTokens) -> Float[Tensor, "b"]:
-        """Bits an image."""
+        """Bits per image."""
         bits = tokens.bits(self.semantic.codebook_size, self.guide.codebook_size)
         return torch.full((len(tokens),), bits)
 
     def vocabulary(self, text_vocab_size: int = 0, image_size: tuple[int, int] | None = None) -> HybridVocabulary:
-        """Where this tokenizer's codes sit after `text_vocab_size` text ids, for images of one size (default: native)."""
+        """The ids of this tokenizer's codes after `text_vocab_size` text ids, for images of one size (default: native)."""
         if image_size is None:
             image_size = (self.guide.config.image_size, self.guide.config.image_size)
         self.check_size(*image_size)
@@ -291,7 +295,7 @@ class HybridTokenizer:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "HybridTokenizer":
         """Move, and cast the weights to `dtype`. Codebook distances and diffusion latents stay fp32."""
         if dtype not in (None, torch.float32, torch.float16):
-            _ = self.hash  # the identity is that of the weights as loaded, which bf16 would round away
+            _ = self.hash  # of the weights as loaded: bf16 would round them
         for module in self._modules.values():
             module.to(device=device)
         if dtype is not None:
@@ -304,9 +308,9 @@ class HybridTokenizer:
         return self
 
     def compile(self, mode: str = "default", backend: str = "inductor") -> "HybridTokenizer":
-        """`compilation.compile_in_place` for the networks of all branches.
+        """`devices.compile_in_place` for the networks of all branches.
 
-        Results agree up to rounding: a token on the border between two codes may be the other one.
+        Results agree up to rounding, so a token on the border between two codes may change.
         """
         self.diffusion.compile_unet(mode, backend)
         networks = [
@@ -343,8 +347,8 @@ class HybridTokenizer:
 
         `subfolder` is where the tokenizer is inside the folder or the repository; `revision` (branch, tag or commit) and
         `token` are for the hub. `card` is then the model card beside the tokenizer, with its licence, where there is one.
-        `guide`, `semantic` and `diffusion` are folders of components to take instead of the stored ones, such as the
-        `final/` folder of a training run; `search_steps` replaces the stored number.
+        `guide`, `semantic` and `diffusion` are folders of components that replace the stored ones, such as the `final/`
+        folder of a training run. `search_steps` replaces the stored number.
         """
         given = {"guide": guide, "semantic": semantic, "diffusion": diffusion}
         folders = {part: Path(folder) for part, folder in given.items() if folder is not None}
@@ -376,10 +380,10 @@ class HybridTokenizer:
     ) -> None:
         """To a folder in diffusers' layout, weights in `dtype` where given (fp16 keeps the hash).
 
-        Files of the U-Net and the VAE are split at `max_shard_size`, for hosts that limit a file's size.
+        Files of the U-Net and the VAE are split at `max_shard_size`, for hosts that limit the size of a file.
 
-        Written beside the folder and renamed, so a half-written tokenizer never stands there. An older tokenizer is
-        replaced, other top-level files (a README) are kept; a folder that holds something else is refused.
+        The tokenizer is written beside the folder and renamed, so the folder never holds half of one. An older tokenizer is
+        replaced, other top-level files (a README) are kept, and a folder that holds something else is refused.
         """
         folder = Path(folder)
         existing = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -441,9 +445,9 @@ def decoded_losses(
 def image_generators(
     indices: Sequence[Int[Tensor, "b ..."]], generator: torch.Generator | None
 ) -> list[torch.Generator]:
-    """One CPU generator an image, seeded by one draw from `generator` (without one: 0) and the image's own indices.
+    """One CPU generator per image, seeded by one draw from `generator` (without one: 0) and the image's own indices.
 
-    Neither an image's neighbours nor its place in the batch change its noise; identical images get identical noise.
+    An image's noise depends neither on the rest of the batch nor on its place in it. Equal images get equal noise.
     """
     base = 0
     if generator is not None:

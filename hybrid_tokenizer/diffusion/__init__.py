@@ -1,4 +1,4 @@
-"""Branch III: from guide image and generation embeddings to the photograph, by Stable Diffusion and DDIM inversion."""
+"""Branch III: guide image and generation embeddings to an image, by Stable Diffusion and DDIM inversion."""
 
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DecodeOverrides, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import q_sample, training_target

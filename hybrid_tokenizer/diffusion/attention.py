@@ -1,4 +1,4 @@
-"""Cross-attention to a condition that stays the same over the steps: its keys and values are computed once a decode."""
+"""Cross-attention that computes a condition's keys and values once per decode, since it is constant over the steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class RememberingProcessor:
-    """diffusers' AttnProcessor2_0 for cross-attention without options; remembers keys and values of each condition tensor.
+    """diffusers' AttnProcessor2_0 for plain cross-attention, which remembers keys and values of each condition tensor.
 
-    A condition is told by the tensor object itself, which is kept, so that its identity is not given to another.
+    Conditions are told apart by the identity of their tensors. The tensors are kept, so that no identity is reused.
     """
 
     def __init__(self) -> None:
@@ -39,14 +39,14 @@ class RememberingProcessor:
 
 @contextmanager
 def remembered_conditions(unet: nn.Module) -> Iterator[None]:
-    """Inside, every plain cross-attention of a diffusers U-Net remembers; afterwards all is as before and forgotten.
+    """Within the context, every plain cross-attention of a diffusers U-Net remembers; on exit all is restored.
 
-    For inference only. Attention with other processors or options, and a compiled U-Net, stay as they are.
+    For inference only. Attention with other processors or options stays as it is, and so does a compiled U-Net.
     """
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     before = {}
-    if unet._compiled_call_impl is None:  # tracing a changing dictionary would compile anew at every step
+    if unet._compiled_call_impl is None:  # tracing a changing dictionary would recompile at every step
         before = {
             module: module.processor
             for module in unet.modules()

@@ -171,14 +171,14 @@ class DiffusionConfig:
     """Keyword arguments of diffusers' class of that name."""
     latent_shift: list[float] = field(default_factory=lambda: [0.0])
     latent_scale: list[float] = field(default_factory=lambda: [1.0])
-    """latents = (VAE output - latent_shift) * latent_scale; one number, or one a channel."""
+    """latents = (VAE output - latent_shift) * latent_scale; one number, or one per channel."""
     prediction_type: str = "v_prediction"
     num_condition_tokens: int = 77
     guide_conditioning: bool = False
-    """The U-Net also reads the guide's latents, as further input channels behind its own; zeros where there is no guide."""
+    """The U-Net also reads the guide's latents, as input channels after its own; zeros where there is no guide."""
     guide_residual: list[float] | None = None
-    """Variance a channel of latents minus their guide's. With it the U-Net's output is added to that of the best linear
-    estimate from the guide (`ddim.linear_prediction`), for training from nothing; published U-Nets have none."""
+    """Variance per channel of an image's latents minus its guide's. With it the U-Net's output is added to that of the best
+    linear estimate from the guide (`ddim.linear_prediction`), for training from scratch. Published U-Nets have none."""
     decode_defaults: DecodeOptions = field(default_factory=DecodeOptions)
 
     def __post_init__(self) -> None:
@@ -197,7 +197,7 @@ class DiffusionConfig:
             pools_condition = name == "addition_embed_type" and kind == "text"
             if kind is not None and not pools_condition:
                 raise HybridTokenizerError(
-                    f"the U-Net has {name}={kind!r}, expected none: it wants more than the generation "
+                    f"the U-Net has {name}={kind!r}, expected none: it needs more than the generation "
                     "embeddings; use a Stable Diffusion 1.x or 2.x text-to-image model"
                 )
         channels = (self.unet.get("in_channels", 4), self.unet.get("out_channels", 4))
@@ -212,7 +212,7 @@ class DiffusionConfig:
             values = getattr(self, name)
             if len(values) not in (1, self.latent_channels):
                 raise HybridTokenizerError(
-                    f"{name} has {len(values)} numbers, expected 1 or {self.latent_channels} (one a latent channel)"
+                    f"{name} has {len(values)} numbers, expected 1 or {self.latent_channels} (one per latent channel)"
                 )
         residual = self.guide_residual
         if residual is not None and not (
@@ -220,7 +220,7 @@ class DiffusionConfig:
         ):
             raise HybridTokenizerError(
                 f"guide_residual={residual} with guide_conditioning={self.guide_conditioning}; expected "
-                f"{self.latent_channels} numbers above 0 (one a latent channel) and a U-Net that reads guides, or none"
+                f"{self.latent_channels} numbers above 0 (one per latent channel) and a U-Net that reads guides, or none"
             )
         if not all(value > 0 for value in self.latent_scale):
             raise HybridTokenizerError(f"latent_scale is {self.latent_scale}, expected numbers above 0")
@@ -235,13 +235,13 @@ class DiffusionConfig:
 
     @property
     def vae_factor(self) -> int:
-        """Pixels a latent, along each side."""
+        """Pixels per latent, along each side."""
         name = "encoder_block_out_channels" if self.vae_class == "AutoencoderTiny" else "block_out_channels"
         return 2 ** (len(self.vae[name]) - 1)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DiffusionConfig":
-        """The inverse of dataclasses.asdict. Unknown names raise."""
+        """The inverse of `dataclasses.asdict`. Unknown names raise."""
         check_names(cls, values)
         if "decode_defaults" in values:
             values = values | {"decode_defaults": DecodeOptions.from_dict(values["decode_defaults"])}

@@ -1,7 +1,7 @@
-"""DDIM as pure mathematics: noise levels, steps up and down, and the targets of training. No model, no library.
+"""DDIM as pure functions: noise levels, steps in both directions, and training targets. No model, no library.
 
-A noise level is named by its cumulative signal power, alpha-bar in DDPM and `alphas_cumprod` here: 1 is clean, 0 noise.
-Levels reach the steps as Python floats, so that a step on a GPU neither copies a constant nor waits for one.
+A noise level is its cumulative signal power, alpha-bar in DDPM and `alphas_cumprod` here: 1 is clean, 0 is noise. Steps
+take levels as Python floats, so that a step on a GPU neither copies a constant nor waits for one.
 """
 
 import math
@@ -39,16 +39,16 @@ class Level(NamedTuple):
 
 
 def noise_levels(alphas_cumprod: Float[Tensor, "n"]) -> list[Level]:
-    """The roots are taken in the tensor's own precision: of fp32 levels they are diffusers' coefficients to the bit."""
+    """The roots are taken in the tensor's precision, so that fp32 levels give diffusers' coefficients to the bit."""
     roots = (alphas_cumprod, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
     return [Level(*values) for values in zip(*(root.tolist() for root in roots), strict=True)]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One interval of the schedule. Inversion walks it from `cleaner` to `noisier`, denoising walks it back.
+    """One interval of the schedule. Inversion goes from `cleaner` to `noisier`, denoising goes back.
 
-    Both call the model with `timestep`, the noisier end: that is what makes them each other's mirror.
+    Both call the model with `timestep`, that of the noisier end, which makes them each other's inverse.
     """
 
     index: int
@@ -60,8 +60,7 @@ class Step:
 def leading_steps(levels: list[Level], num_inference_steps: int, offset: int) -> tuple[Step, ...]:
     """All intervals, cleanest first: timesteps offset, offset + ratio, ... ("leading" spacing).
 
-    The cleanest interval ends at levels[0], not at alpha 1: the level that the model saw in training
-    (`set_alpha_to_one=False`).
+    The cleanest interval ends at levels[0], which the model saw in training, not at alpha 1 (`set_alpha_to_one=False`).
     """
     ratio = len(levels) // num_inference_steps
     timesteps = range(offset, offset + num_inference_steps * ratio, ratio)
@@ -78,8 +77,8 @@ def predict_noise(
 ) -> Float[Tensor, "b c h w"]:
     """The predicted noise from what the model returned for `latents`.
 
-    `level` is that of the timestep that the model was called with. In inversion it is the noisier end although the latents
-    are still at the cleaner one: converting there is three times more exact than at the latents' own level.
+    `level` belongs to the timestep that the model was called with. In inversion that is the noisier end although the latents
+    are at the cleaner one; converting at the latents' own level has three times the error.
     """
     if prediction_type == "epsilon":
         return model_output
@@ -109,7 +108,7 @@ def ddim_step_with_noise(
     eta: float,
     fresh_noise: Float[Tensor, "b c h w"],
 ) -> Float[Tensor, "b c h w"]:
-    """The denoising step that trades a share of the predicted noise for fresh noise (DDIM eqs. 12 and 16).
+    """The denoising step that replaces a share of the predicted noise by fresh noise (DDIM eqs. 12 and 16).
 
     eta 0 is `ddim_step`, eta 1 is DDPM's ancestral step. This is the paper's "residual noise" of eq. 10.
     """
@@ -130,11 +129,11 @@ def ddim_invert(
     noise_predictor: NoisePredictor,
     num_fixed_point_iterations: int = 0,
 ) -> Float[Tensor, "b c h w"]:
-    """Clean latents up to the noisy end of the last of `steps` (cleanest first).
+    """Clean latents to the noisy end of the last of `steps` (cleanest first).
 
-    The exact inverse of a denoising step needs the noise predicted at the arrival point, which is not known yet; plain
-    inversion takes it at the departure point. Each fixed-point iteration predicts it anew at the arrival point found so
-    far, for one more model call a step.
+    The exact inverse of a denoising step needs the noise predicted at its result, which is not known yet; plain inversion
+    predicts it at the step's start. Each fixed-point iteration predicts it again at the result so far, for one more model
+    call per step.
     """
     for step in steps:
         arrival = latents
@@ -152,7 +151,7 @@ def ddim_denoise(
     eta: float = 0.0,
     fresh_noise: Iterator[Float[Tensor, "b c h w"]] | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Noisy latents down through `steps` (noisiest first). `fresh_noise` yields one tensor a step where eta > 0."""
+    """Noisy latents to clean ones through `steps` (noisiest first). `fresh_noise` yields one tensor per step, for eta > 0."""
     for step in steps:
         noise_pred = noise_predictor(latents, step)
         if fresh_noise is None:
@@ -165,7 +164,7 @@ def ddim_denoise(
 def q_sample(
     latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], alphas: Float[Tensor, "b"]
 ) -> Float[Tensor, "b c h w"]:
-    """Clean latents with noise at one level an image: sqrt(a) z_0 + sqrt(1 - a) noise."""
+    """Clean latents with noise at one level per image: sqrt(a) z_0 + sqrt(1 - a) noise."""
     alphas = rearrange(alphas.to(latents), "b -> b 1 1 1")
     return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
 
@@ -191,7 +190,7 @@ def predict_original(
     alphas: Float[Tensor, "b"],
     prediction_type: str,
 ) -> Float[Tensor, "b c h w"]:
-    """The predicted clean latents, at one level an image: the inverse of `training_target`."""
+    """The predicted clean latents, at one level per image: the inverse of `training_target`."""
     alphas = rearrange(alphas.to(latents), "b -> b 1 1 1")
     if prediction_type == "epsilon":
         return (latents - (1 - alphas).sqrt() * model_output) / alphas.sqrt()
@@ -207,11 +206,11 @@ def linear_prediction(
     alphas: Float[Tensor, "b"],
     prediction_type: str,
 ) -> Float[Tensor, "b c h w"]:
-    """The model output that the best linear estimate of the clean latents stands for, a channel by itself.
+    """The model output of the best linear estimate of the clean latents, per channel.
 
-    The estimate takes clean latents for the guide's plus normal differences of `variance`: it moves from the guide towards
-    noisy / sqrt(a) by the share of the observed difference that is no noise. With a guide of zeros and variance 1 the v of
-    the estimate is 0, which is what a network that starts at zero says of a guide that is not there.
+    The estimate models clean latents as the guide's plus a normal difference of `variance`. It moves from the guide towards
+    noisy / sqrt(a) by the expected share of signal in the observed difference. With a guide of zeros and variance 1 its v is
+    0, so that without a guide the network's output alone counts.
     """
     alphas = rearrange(alphas.to(noisy), "b -> b 1 1 1")
     signal = alphas.sqrt()
@@ -226,7 +225,7 @@ def linear_prediction(
 
 
 def unknown_prediction_type(prediction_type: str) -> HybridTokenizerError:
-    """The error of a prediction type that is neither epsilon nor v."""
+    """The error for a prediction type that is neither epsilon nor v."""
     return HybridTokenizerError(
         f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}; "
         "take the value from the model's scheduler/scheduler_config.json"

@@ -1,4 +1,4 @@
-"""Branch III: a guide image and generation embeddings in, an image out."""
+"""DiffusionDecoder, Branch III: guide image and generation embeddings to an image."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -43,16 +43,16 @@ from hybrid_tokenizer.diffusion.scheduler import Schedule, read_prediction_type,
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import in_chunks, resize_bicubic
 
-TILE_ABOVE = 1024  # pixels a side; beyond it the VAE's activations outgrow a common GPU
+TILE_ABOVE = 1024  # pixels per side; above it the VAE's activations outgrow a common GPU
 Generators = torch.Generator | list[torch.Generator] | None
 
 
 class DiffusionDecoder(nn.Module):
     """A U-Net and a VAE in diffusers' form, the null condition, and the pinned schedule.
 
-    Latents are kept in fp32 whatever the dtype of the weights, so `.to(torch.bfloat16)` is safe: the schedule and the
-    latent normalisation are numbers of Python and are not cast. Without `unet` and `vae` they are built from `config`
-    with random weights.
+    Latents are fp32 whatever the dtype of the weights, so `.to(torch.bfloat16)` is safe: the schedule and the latent
+    normalisation are Python numbers and are not cast. Without `unet` and `vae`, both are built from `config` with random
+    weights.
     """
 
     def __init__(self, config: DiffusionConfig, unet: nn.Module | None = None, vae: nn.Module | None = None):
@@ -68,7 +68,7 @@ class DiffusionDecoder(nn.Module):
         return self.null_condition.device
 
     def set_null_condition(self, null_condition: Float[Tensor, "1 n d"]) -> None:
-        """Store what the U-Net was trained to read as "no condition", for example CLIP of the empty prompt."""
+        """Set what the U-Net was trained to read as "no condition", for example CLIP's embedding of the empty prompt."""
         expected = (1, self.config.num_condition_tokens, self.config.cross_attention_dim)
         if tuple(null_condition.shape) != expected:
             raise HybridTokenizerError(
@@ -78,16 +78,16 @@ class DiffusionDecoder(nn.Module):
         self.null_condition.copy_(null_condition)
 
     def set_latent_scale(self, shift: list[float], scale: list[float]) -> None:
-        """Normalise the VAE's output from now on: latents = (output - shift) * scale, one number or one a channel."""
+        """Normalise the VAE's output from now on: latents = (output - shift) * scale, one number or one per channel."""
         self.config = dataclasses.replace(self.config, latent_shift=list(shift), latent_scale=list(scale))
 
     def add_guide_conditioning(self) -> None:
-        """Let the U-Net read the guide's latents too. The new input weights are zero: at first nothing changes.
+        """Let the U-Net read the guide's latents too. The new input weights are zero, so at first nothing changes.
 
-        Train with zeros in their place now and then, since that is what decoding without a guide feeds.
+        In training, replace some guides by zeros: decoding without a guide feeds those.
         """
         if self.config.guide_conditioning:
-            raise HybridTokenizerError("guide_conditioning is already True, expected False; it can be added once only")
+            raise HybridTokenizerError("guide_conditioning is already True, expected False; add it once only")
         old = self.unet.conv_in
         new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
         new.to(old.weight.device, old.weight.dtype)
@@ -101,7 +101,7 @@ class DiffusionDecoder(nn.Module):
         self.config = dataclasses.replace(self.config, unet=unet, guide_conditioning=True)
 
     def set_guide_residual(self, variance: list[float]) -> None:
-        """Add the U-Net's output to the best linear estimate from now on, and start it at zero. For an untrained U-Net."""
+        """From now on add the U-Net's output, zeroed at first, to the linear estimate. For an untrained U-Net."""
         self.config = dataclasses.replace(self.config, guide_residual=list(variance))
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
@@ -112,7 +112,7 @@ class DiffusionDecoder(nn.Module):
         guide_latents: Float[Tensor, "b c h w"] | None,
         alphas: Float[Tensor, "b"],
     ) -> Float[Tensor, "b c h w"] | float:
-        """What is added to the U-Net's output: 0 without `config.guide_residual`. A guide of zeros is none."""
+        """What is added to the U-Net's output: 0 without `config.guide_residual`. All-zero latents mean no guide."""
         if self.config.guide_residual is None or guide_latents is None:
             return 0.0
         given = guide_latents.abs().amax((1, 2, 3), keepdim=True) > 0
@@ -121,11 +121,11 @@ class DiffusionDecoder(nn.Module):
         return linear_prediction(noisy, guide_latents, variance, alphas, self.config.prediction_type)
 
     def fuse_lora(self, path: str | Path, scale: float = 1.0) -> None:
-        """Add a LoRA to the U-Net for good, for example LCM-LoRA; then decode with sampler="lcm" and about 4 steps."""
+        """Merge a LoRA into the U-Net, for example LCM-LoRA. Then decode with sampler="lcm" and about 4 steps."""
         fuse_lora(self.unet, path, scale)
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep U-Net and VAE in main memory and only the one at work on `device`. Slower; for small GPUs."""
+        """Keep U-Net and VAE in main memory and only the active one on `device`. Slower; for small GPUs."""
         from accelerate import cpu_offload_with_hook
 
         device = torch.device(device)
@@ -142,7 +142,7 @@ class DiffusionDecoder(nn.Module):
     def encode_latents(
         self, images: Float[Tensor, "b 3 H W"], chunk_size: int | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1] to normalised latents in fp32. The mode of the VAE's distribution: nothing is drawn."""
+        """Images in [-1, 1] to normalised latents in fp32: the mode of the VAE's distribution, nothing is sampled."""
         self._set_tiling(images.shape[-2:])
         dtype = next(self.vae.parameters()).dtype
 
@@ -320,7 +320,7 @@ class DiffusionDecoder(nn.Module):
         generator: Generators,
         decode_chunk_size: int | None,
     ) -> int:
-        """The batch size, or the error of the first input that does not fit."""
+        """The batch size. Raises on the first input that does not fit."""
         factor = self.config.vae_factor
         if any(side < factor or side % factor for side in size):
             nearest = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys(_nearest_sizes(size, factor)))
@@ -335,7 +335,7 @@ class DiffusionDecoder(nn.Module):
         if len(batch_sizes) > 1:
             raise HybridTokenizerError(
                 f"there are {len(guide_images)} guide_images and {len(generation_embeds)} generation_embeds, "
-                "expected equally many; decode what was encoded together"
+                "expected equally many; decode them together as they were encoded"
             )
         if generation_embeds is not None:
             given = tuple(generation_embeds.shape[1:])
@@ -367,9 +367,9 @@ class DiffusionDecoder(nn.Module):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_size: int | str = "10GB"
     ) -> None:
-        """unet/, vae/ and scheduler/ in diffusers' form, null_condition.safetensors and config.json.
+        """Write unet/, vae/ and scheduler/ in diffusers' form, null_condition.safetensors and config.json.
 
-        `dtype` stores the weights in another type. `config.json` is written last: a folder that has it is whole.
+        `dtype` stores the weights in another type. `config.json` is written last, so a folder that has it is complete.
         """
         folder = Path(folder)
         save_model(self.unet, folder / "unet", dtype, max_shard_size)
@@ -393,10 +393,11 @@ class DiffusionDecoder(nn.Module):
         """A folder of `save_pretrained`, or a Stable Diffusion 1.x or 2.x folder or hub id in diffusers' form.
 
         subfolder: inside the folder or the repository. revision, token: for the hub.
-        prediction_type: what the caller believes; raises where the folder says otherwise. Usually left out.
+        prediction_type: checked against the folder's own; usually left out.
         decode_defaults: replaces the stored ones.
-        dtype: of U-Net and VAE; latents stay in fp32.
-        Of a plain Stable Diffusion folder the null condition is computed from its text encoder and the empty prompt.
+        dtype: of U-Net and VAE; latents stay fp32.
+
+        The null condition of a plain Stable Diffusion folder is its text encoder's embedding of the empty prompt.
         """
         folder = hub.folder(
             folder, expected="a folder in diffusers' form", subfolder=subfolder, revision=revision, token=token,
@@ -431,7 +432,7 @@ class DiffusionDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is decided about one decode before its first U-Net call."""
+    """What one decode does, settled before its first U-Net call."""
 
     options: DecodeOptions
     start: str
@@ -458,7 +459,7 @@ class _Plan:
 
 
 def _draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
-    """Standard normal fp32 noise, drawn where each generator lives, so that a CPU generator gives the same everywhere."""
+    """Standard normal fp32 noise, drawn on the generator's device: a CPU generator gives the same noise for every device."""
     if isinstance(generator, list):
         return torch.cat([_draw_noise((1, *shape[1:]), one, device) for one in generator])
     source = device if generator is None else generator.device

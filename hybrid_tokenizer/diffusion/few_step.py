@@ -18,19 +18,19 @@ def lcm_sampler(
 ) -> tuple[Any, tuple[Step, ...]]:
     """diffusers' `LCMScheduler` on the pinned noise levels, and its steps, cleanest first.
 
-    Unlike DDIM's, all `num_inference_steps` are taken, spread over the `strength` share of the schedule (Luo et al. 2023).
+    Unlike DDIM, it takes all `num_inference_steps`, spread over the `strength` share of the schedule (Luo et al. 2023).
     """
     from diffusers import LCMScheduler
 
     config = {key: value for key, value in schedule.diffusers_config.items() if key != "timestep_spacing"}
     scheduler = LCMScheduler(
         **{**config, "prediction_type": "epsilon"}
-    )  # ours gives noise, whatever the U-Net predicts
+    )  # our noise predictor returns noise, whatever the U-Net predicts
     try:
         scheduler.set_timesteps(num_inference_steps, device, strength=strength)
     except ValueError:
         raise HybridTokenizerError(
-            f"sampler 'lcm' has no {num_inference_steps} steps at strength {strength}: it was distilled at "
+            f"sampler 'lcm' cannot take {num_inference_steps} steps at strength {strength}: it was distilled at "
             f"{scheduler.config.original_inference_steps} levels; use fewer steps, e.g. 4, or more strength"
         ) from None
     levels = schedule.levels
@@ -45,7 +45,7 @@ def lcm_denoise(
     noise_predictor: NoisePredictor,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> Float[Tensor, "b c h w"]:
-    """Noisy latents to clean ones through `steps` (noisiest first); every step but the last adds fresh noise."""
+    """Noisy latents to clean ones through `steps` (noisiest first). Every step but the last adds fresh noise."""
     for step, time in zip(steps, scheduler.timesteps, strict=True):
         noise_pred = noise_predictor(latents, step)
         latents = scheduler.step(noise_pred, time, latents, generator=generator, return_dict=False)[0]
@@ -53,9 +53,9 @@ def lcm_denoise(
 
 
 def fuse_lora(unet: nn.Module, path: str | Path, scale: float = 1.0) -> None:
-    """Add a LoRA's weights, of a folder or file in diffusers' or Kohya's form, to the U-Net's for good.
+    """Merge a LoRA into the U-Net, from a folder or file in diffusers' or Kohya's form.
 
-    Raises when the file holds nothing for a U-Net, or weights of another one.
+    Raises where the file holds no weights for a U-Net, or weights for another one.
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils import is_peft_available, logging
@@ -79,10 +79,10 @@ def fuse_lora(unet: nn.Module, path: str | Path, scale: float = 1.0) -> None:
             unet.unload_lora()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise HybridTokenizerError(
-            f"{path} is no LoRA for this U-Net ({first_line(error)}); use one that was trained for this Stable Diffusion"
+            f"{path} is not a LoRA for this U-Net ({first_line(error)}); use one that was trained for this Stable Diffusion"
         ) from None
     after = unet.state_dict()
     if set(after) != set(before) or all(torch.equal(after[key], weight) for key, weight in before.items()):
         raise HybridTokenizerError(
-            f"{path} holds no LoRA weights of a U-Net; use one that was trained for Stable Diffusion"
+            f"{path} holds no LoRA weights for a U-Net; use one that was trained for Stable Diffusion"
         )

@@ -1,4 +1,4 @@
-"""The embedded preset's VAE: networks added to a transform code."""
+"""The tiny preset's VAE: a cosine transform code plus learned networks."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ from hybrid_tokenizer.images import in_chunks
 
 
 class AutoencoderTinyLinear(ModelMixin, AutoencoderMixin, ConfigMixin):
-    """`AutoencoderTiny`'s encoder, and a decoder of blocks, that learn what the lowest cosine coefficients of a block leave out.
+    """Codes the lowest cosine coefficients of each block; `AutoencoderTiny`'s encoder and a block decoder learn the rest.
 
-    Called and stored as diffusers' own. At step 0 it is the transform code: 28.5 dB at 16 channels on photographs, where
-    `AutoencoderTiny` alone takes thousands of steps to pass 24 dB.
+    Called and stored as diffusers' own VAEs are. At step 0 it is the transform code: 28.5 dB with 16 channels on
+    photographs, where `AutoencoderTiny` alone takes thousands of steps to pass 24 dB.
 
-    `decoder_channels`, `decoder_layers` and `decoder_gain` are those of the `BlockDecoder`; no gain stands for ones.
+    `decoder_channels`, `decoder_layers` and `decoder_gain` belong to the `BlockDecoder`; no gain means ones.
     """
 
     @register_to_config
@@ -65,18 +65,18 @@ class AutoencoderTinyLinear(ModelMixin, AutoencoderMixin, ConfigMixin):
 
 
 class BlockDecoder(nn.Module):
-    """What blocks of an image hold beyond their lowest coefficients, guessed from the latents around them.
+    """Predicts what the blocks of an image hold beyond their lowest coefficients, from the latents around them.
 
-    Residual convolutions at the size of the latents, the last of them to all cosine coefficients of each block. They cost a
-    fraction of a network at the size of the image, and see further.
+    Residual convolutions at the resolution of the latents; the last one predicts all cosine coefficients of each block. They
+    cost a fraction of a network at the image's resolution, and have a larger receptive field.
 
-    gain: the network reads latents times these, one a channel, so that all come at about unit size: high frequencies are a
-        fiftieth of the mean colour's.
+    gain: factor per channel on the latents that the network reads, which brings all to about unit size. High frequencies are
+        a fiftieth of the mean colour.
     """
 
     OUTPUT_SCALE = 0.01
-    """Root mean square of a coefficient that 16 lowest ones leave out on photographs, so that outputs are of unit size; without
-    it the first steps draw noise that the features of a perceptual loss punish far more than they can reward a detail."""
+    """Root mean square, on photographs, of a coefficient beyond the 16 lowest, so that the network's outputs have unit size.
+    Without it the first steps draw noise, which a perceptual loss punishes far more than it rewards detail."""
 
     def __init__(self, gain: Sequence[float], block: int, channels: int, layers: int):
         super().__init__()
@@ -89,7 +89,7 @@ class BlockDecoder(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, latents: Float[Tensor, "b c gh gw"]) -> Float[Tensor, "b 3 h w"]:
-        """What to add to the picture of the linear path."""
+        """The image to add to that of the linear path."""
         hidden = self.layers(self.conv_in(latents * self.gain))
         coefficients = self.OUTPUT_SCALE * self.conv_out(F.silu(hidden)).float()
         return self.linear_path.images(rearrange(coefficients, "b d h w -> b h w d"))

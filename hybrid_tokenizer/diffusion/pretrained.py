@@ -1,4 +1,4 @@
-"""Folders in diffusers' form: U-Net and VAE loaded without silent gaps, and what a plain Stable Diffusion folder implies."""
+"""Reads and writes folders in diffusers' form, with every weight accounted for."""
 
 import copy
 import inspect
@@ -26,7 +26,7 @@ HUB_PATTERNS = [
 
 @contextmanager
 def quiet(logging: ModuleType) -> Iterator[None]:
-    """Without a library's loading bars and its notes about keys that it wrote itself; its settings are put back.
+    """Silence a library's progress bars and its notes about its own configuration keys; restore its settings afterwards.
 
     logging: `diffusers.utils.logging` or `transformers.utils.logging`.
     """
@@ -42,8 +42,8 @@ def quiet(logging: ModuleType) -> Iterator[None]:
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """A class of diffusers, or ours in its form, by name."""
-    import diffusers  # costs seconds, as does what builds on it
+    """A class of diffusers, or ours in the same form, by name."""
+    import diffusers  # takes seconds, as does linear_vae, which imports it
 
     from hybrid_tokenizer.diffusion.linear_vae import AutoencoderTinyLinear
 
@@ -51,7 +51,7 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
-    """A diffusers model. Unlike its own loader, a missing or surplus weight raises instead of staying random."""
+    """A diffusers model. Raises on a missing or surplus weight, which diffusers' own loader leaves random or drops."""
     import diffusers
 
     try:
@@ -61,8 +61,8 @@ def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
             )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise HybridTokenizerError(
-            f"{folder} can not be loaded as {class_name} ({first_line(error)}); expected {CONFIG_NAME} and "
-            "diffusion_pytorch_model.safetensors that belong together: download the folder again"
+            f"{folder} cannot be loaded as {class_name} ({first_line(error)}); expected {CONFIG_NAME} and "
+            "diffusion_pytorch_model.safetensors of one model: download the folder again"
         ) from None
     wrong = {
         what: [str(key) for key in report[what]] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -78,21 +78,21 @@ def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
 
 
 def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str) -> None:
-    """A diffusers model in its own form, without changing its dtype in memory."""
+    """Write a diffusers model in its own form. Its dtype in memory does not change."""
     if dtype is not None and any(p.dtype != dtype for p in model.parameters()):
         model = nn.Module.to(
             copy.deepcopy(model), dtype
-        )  # diffusers' own `to` warns about fp32 modules it does not have
+        )  # diffusers' own `to` warns about fp32 modules that the model does not have
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
     config = read_json(folder / CONFIG_NAME)
-    config.pop("_name_or_path", None)  # where this machine had it is nobody else's concern
+    config.pop("_name_or_path", None)  # a path of this machine
     write_json(folder / CONFIG_NAME, config)
 
 
 def plain_config(
     unet: nn.Module, vae: nn.Module, prediction_type: str, num_condition_tokens: int, folder: Path
 ) -> DiffusionConfig:
-    """The configuration that a Stable Diffusion folder without our config.json implies."""
+    """The configuration of a Stable Diffusion folder without our config.json."""
     if unet.config.cross_attention_dim == 1024 and unet.config.sample_size == 96 and prediction_type == "epsilon":
         raise HybridTokenizerError(
             f"{folder / 'scheduler'} says 'epsilon', but the U-Net is Stable Diffusion 2's for 768 px, which predicts v; "
@@ -110,7 +110,7 @@ def plain_config(
 
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
-    """The keyword arguments that build the model again, without the notes that diffusers adds to its configurations."""
+    """The keyword arguments that build the model again, without the entries that diffusers adds to a configuration."""
     accepted = inspect.signature(type(model).__init__).parameters
     return {
         key: list(value) if isinstance(value, tuple) else value
@@ -120,11 +120,11 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def null_condition_of_text_encoder(folder: Path) -> Float[Tensor, "1 n d"]:
-    """What the folder's text encoder makes of the empty prompt, padded to its full length, as in diffusers' pipeline."""
+    """The folder's text encoder on the empty prompt, padded to its full length, as in diffusers' pipeline."""
     if not (folder / "text_encoder").is_dir() or not (folder / "tokenizer").is_dir():
         raise HybridTokenizerError(
-            f"{folder} has neither {NULL_CONDITION_NAME} nor both text_encoder/ and tokenizer/, expected one of the two: "
-            "without it there is no null condition; download the whole Stable Diffusion folder"
+            f"{folder} has neither {NULL_CONDITION_NAME} nor both text_encoder/ and tokenizer/, expected one of the two "
+            "for the null condition; download the whole Stable Diffusion folder"
         )
     tokenizer, text_encoder = load_text_encoder(folder)
     length = text_encoder.config.max_position_embeddings
@@ -146,7 +146,7 @@ def load_text_encoder(folder: Path) -> tuple[Any, nn.Module]:
             )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise HybridTokenizerError(
-            f"the text encoder in {folder} can not be loaded ({first_line(error)}); download the folder again"
+            f"the text encoder in {folder} cannot be loaded ({first_line(error)}); download the folder again"
         ) from None
     if report["missing_keys"]:
         raise HybridTokenizerError(

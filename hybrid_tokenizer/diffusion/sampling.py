@@ -1,4 +1,4 @@
-"""Classifier-free guidance: one U-Net call on both conditions, then their combination."""
+"""Classifier-free guidance: both conditions in one U-Net call, and their combination."""
 
 import torch
 from einops import rearrange
@@ -14,9 +14,9 @@ def batch_conditions(
 
 
 def combine(model_output: Float[Tensor, "b2 c h w"], guidance_scale: float) -> Float[Tensor, "b c h w"]:
-    """uncond + guidance_scale (cond - uncond), of a batch made with `batch_conditions`.
+    """uncond + guidance_scale (cond - uncond), for a batch made with `batch_conditions`.
 
-    Linear, so it may be applied to noise and v alike, before any conversion.
+    It is linear, so it applies to noise and v alike, before any conversion.
     """
     uncond, cond = rearrange(model_output, "(two b) c h w -> two b c h w", two=2).unbind()
     return uncond + guidance_scale * (cond - uncond)

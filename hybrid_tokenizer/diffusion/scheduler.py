@@ -1,7 +1,7 @@
-"""Noise schedules from one dictionary. Both directions, training, and the stored `scheduler/` folder read it.
+"""The noise schedule, from one dictionary that inversion, denoising, training and the stored `scheduler/` folder share.
 
-A sampler's own defaults are never trusted: diffusers' two DDIM classes differ from Stable Diffusion in beta schedule,
-clipping, offset and last level, and a round trip hides most such mistakes.
+No sampler's defaults are used: those of diffusers' two DDIM classes differ from Stable Diffusion in beta schedule, clipping,
+offset and last level, and a round trip hides most such mistakes.
 """
 
 from functools import cached_property
@@ -32,15 +32,15 @@ PINNED: dict[str, Any] = {
     "rescale_betas_zero_snr": False,
     "thresholding": False,
 }
-"""Everything but the prediction type, which belongs to the model."""
+"""All but the prediction type, which belongs to the model."""
 
-# What the model was trained with. Missing from a file they mean another schedule, so they have to be there.
+# What the model was trained with. A file must state them: their absence means another schedule.
 STATED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-# Off where a file does not mention them. The other keys of PINNED only choose where a sampler stops: ours replace them.
+# Off where a file does not state them. The other keys of PINNED only choose a sampler's timesteps; ours replace them.
 OFF = ("rescale_betas_zero_snr", "clip_sample", "thresholding")
 
 SCHEDULER_FILE = "scheduler_config.json"
-# 1000 itself would call the model at timestep 1000, one past the last it was trained on.
+# 1000 steps would call the model at timestep 1000, one past the last it was trained on.
 VALID_NUM_INFERENCE_STEPS = tuple(n for n in range(1, 1000) if 1000 % n == 0)
 
 
@@ -61,7 +61,7 @@ class Schedule:
 
     @property
     def diffusers_config(self) -> dict[str, Any]:
-        """The keyword arguments of diffusers' DDIMScheduler; its inverse takes the same but `thresholding`."""
+        """Keyword arguments of diffusers' DDIMScheduler. Its inverse takes all but `thresholding`."""
         return {**PINNED, "prediction_type": self.prediction_type}
 
     @cached_property
@@ -69,13 +69,13 @@ class Schedule:
         return noise_levels(self.alphas_cumprod)
 
     def steps(self, num_inference_steps: int) -> tuple[Step, ...]:
-        """All intervals, cleanest first. Raises where the number does not divide the trained timesteps."""
+        """All intervals, cleanest first. Raises where the number does not divide the 1000 trained timesteps."""
         check_num_inference_steps(num_inference_steps)
         return leading_steps(self.levels, num_inference_steps, PINNED["steps_offset"])
 
 
 def check_num_inference_steps(num_inference_steps: int) -> None:
-    """Raise unless the steps divide the 1000 trained timesteps evenly: else both directions meet at other levels."""
+    """Raise unless the steps divide the 1000 trained timesteps: otherwise the two directions use different levels."""
     if isinstance(num_inference_steps, int) and num_inference_steps in VALID_NUM_INFERENCE_STEPS:
         return
     below = max((n for n in VALID_NUM_INFERENCE_STEPS if n < num_inference_steps), default=None)
@@ -87,9 +87,9 @@ def check_num_inference_steps(num_inference_steps: int) -> None:
 
 
 def read_prediction_type(folder: Path) -> str:
-    """The prediction type of a diffusers `scheduler/` folder, whichever sampler wrote it.
+    """The prediction type of a diffusers `scheduler/` folder of any sampler.
 
-    Raises where the file says that the model was trained on other noise levels or is meant to be sampled with clipping.
+    Raises where the model was trained on other noise levels, or is to be sampled with clipping.
     """
     path = folder / SCHEDULER_FILE
     config = read_json(path)
@@ -97,8 +97,8 @@ def read_prediction_type(folder: Path) -> str:
         value = config.get(key, PINNED[key] if key in OFF else None)
         if value != PINNED[key]:
             raise HybridTokenizerError(
-                f"{path} has {key}={value!r}, expected {PINNED[key]!r}: DDIM inversion is only right for Stable "
-                f"Diffusion's own schedule without clipping; set it to {PINNED[key]!r} if the model was trained so, "
+                f"{path} has {key}={value!r}, expected {PINNED[key]!r}: DDIM inversion needs Stable "
+                f"Diffusion's own schedule without clipping; set it to {PINNED[key]!r} if the model was trained with it, "
                 "or use another model"
             )
     if config.get("trained_betas") is not None:
@@ -106,7 +106,7 @@ def read_prediction_type(folder: Path) -> str:
             f"{path} has its own trained_betas, expected null: only Stable Diffusion's scaled_linear schedule is "
             "supported; use another model"
         )
-    prediction_type = config.get("prediction_type", "epsilon")  # older samplers know no other
+    prediction_type = config.get("prediction_type", "epsilon")  # older files have no such key
     if prediction_type not in PREDICTION_TYPES:
         raise unknown_prediction_type(prediction_type)
     return prediction_type

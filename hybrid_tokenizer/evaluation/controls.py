@@ -1,9 +1,9 @@
 """The control rows of every table: what chance, the guide and each kind of token reach alone.
 
-A row of the hybrid takes the built HybridTokenizer and reads its branches, so that every token it counts is a token it
-decodes from. Where the hybrid's encoder searches, every row that decodes through diffusion has the guide tokens that were
-found for the hybrid, beside the image's own semantic tokens: rows differ in what they decode from, not in the search.
-`guide_only` is Branch I by itself, and searches for lower eq. 5 instead.
+Rows of the hybrid call the branches of one HybridTokenizer, so that every token they count is a token they decode from.
+Where the encoder searches, all rows that read the hybrid's guide tokens share one search, which decodes with the image's own
+semantic tokens and the decoder's default options: rows differ in what they decode from, not in the search. `guide_only` is
+Branch I alone and its search minimises eq. 5.
 """
 
 import functools
@@ -27,7 +27,7 @@ from hybrid_tokenizer.images import fit_square, from_pil, from_uint8, resize_are
 from hybrid_tokenizer.protocol import ImageTokenizer
 
 BITS_PER_PIXEL = 24
-SAME_IMAGE = 0.02  # mean absolute difference, in [-1, 1], under which two photographs are taken for one
+SAME_IMAGE = 0.02  # mean absolute difference, in [-1, 1], below which two photographs count as the same
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ class BranchTokens:
 
     @property
     def batch_size(self) -> int:
-        """Images."""
+        """Number of images."""
         indices = self.guide_indices[0] if self.semantic_indices is None else self.semantic_indices
         return len(indices)
 
     @property
     def num_semantic_tokens(self) -> int:
-        """Semantic tokens an image, 0 without them."""
+        """Semantic tokens per image, 0 without them."""
         return 0 if self.semantic_indices is None else self.semantic_indices.shape[1]
 
     @property
     def num_guide_tokens(self) -> int:
-        """Guide tokens an image, 0 without them."""
+        """Guide tokens per image, 0 without them."""
         return sum(grid.shape[1] * grid.shape[2] for grid in self.guide_indices or ())
 
 
 class FoundGuides:
-    """`encode_guide` of a HybridTokenizer that searches once per image, however many rows read the result.
+    """`encode_guide` of a HybridTokenizer with a cache, so that rows share one search per image, scales and steps.
 
-    It keeps 4 bytes per token for every image that it has met.
+    The cache takes 4 bytes per token.
     """
 
     def __init__(self, hybrid: HybridTokenizer):
@@ -68,7 +68,7 @@ class FoundGuides:
     def encode(
         self, images: Float[Tensor, "b 3 h w"], guide_scales: int | None, search_steps: int
     ) -> tuple[Int[Tensor, "b _ _"], ...]:
-        """Guide indices, found beside the images' own semantic tokens."""
+        """Guide indices of `images`; a search decodes with the images' own semantic tokens."""
         if not search_steps:
             return self.hybrid.guide.encode(images, guide_scales=guide_scales)
         digests = [hashlib.sha256(image.float().cpu().numpy().tobytes()).digest() for image in images]
@@ -99,7 +99,7 @@ class Identity:
     def decode(
         self, tokens: Float[Tensor, "b 3 h w"], size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b 3 H W"]:
-        """The images, resized where another size is asked for."""
+        """The images, resized to `size`."""
         return resize_bicubic(tokens, size).clamp(-1, 1)
 
     def num_tokens(self, tokens: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b"]:
@@ -107,12 +107,12 @@ class Identity:
         return torch.full((len(tokens),), tokens.shape[-2] * tokens.shape[-1])
 
     def bits(self, tokens: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
-        """24 a pixel."""
+        """24 per pixel."""
         return self.num_tokens(tokens).float() * BITS_PER_PIXEL
 
 
 class LosslessGuide(Identity):
-    """`lossless_guide`: the image area-resized to the guide's size (8-bit pixels), bicubic up. What no guide exceeds.
+    """`lossless_guide`: the image area-resized to the guide's size in 8 bits, then enlarged bicubically: a perfect guide.
 
     guide_size: the guide's shorter side at the tokenizer's native size, kept for images of any size.
     """
@@ -125,14 +125,14 @@ class LosslessGuide(Identity):
     def encode(
         self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b 3 guide_h guide_w"]:
-        """The guide that eq. 4 trains towards."""
+        """The target of eq. 4."""
         shorter = min(images.shape[-2:])
         height, width = (max(1, round(side * self.guide_size / shorter)) for side in images.shape[-2:])
         return from_uint8(to_uint8(resize_area(images, (height, width))))
 
 
 class Unrelated(Identity):
-    """`unrelated`: the next image in its place. It decodes from no token of the image: 0 tokens, 0 bits."""
+    """`unrelated`: the next image instead. It uses no token of the image: 0 tokens, 0 bits."""
 
     name = "unrelated"
     needs_next = True
@@ -153,16 +153,18 @@ class Unrelated(Identity):
         return next_images
 
     def num_tokens(self, tokens: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b"]:
-        """None."""
+        """Zero."""
         return torch.zeros(len(tokens), dtype=torch.int64)
 
 
 class HybridRow:
     """A HybridTokenizer reading both kinds of token, or one, with fixed options.
 
-    `use_guide=False` starts from pure noise and takes all steps; `use_semantic=False` conditions on the null embedding.
-    search_steps: None takes the tokenizer's own. Rows that share `found` search once per image.
-    options: override the decoder's defaults; an unknown one raises here, not at the first image.
+    use_guide: False starts from pure noise and takes all steps.
+    use_semantic: False decodes under the null condition.
+    search_steps: None takes the tokenizer's own.
+    found: rows that share it search once per image.
+    options: override the decoder's defaults. An unknown one raises here, not at the first image.
     """
 
     def __init__(
@@ -204,17 +206,17 @@ class HybridRow:
         return self.hybrid.decode_indices(semantic, guide, tokens.image_size, size, generator, **self.options)
 
     def num_tokens(self, tokens: BranchTokens) -> Int[Tensor, "b"]:
-        """Of the kinds that this row reads."""
+        """Tokens per image, of the kinds that this row reads."""
         return torch.full((tokens.batch_size,), tokens.num_semantic_tokens + tokens.num_guide_tokens)
 
     def bits(self, tokens: BranchTokens) -> Float[Tensor, "b"]:
-        """Of the kinds that this row reads."""
+        """Bits per image, of the kinds that this row reads."""
         semantic = tokens.num_semantic_tokens * math.log2(self.hybrid.semantic.codebook_size)
         guide = tokens.num_guide_tokens * math.log2(self.hybrid.guide.codebook_size)
         return torch.full((tokens.batch_size,), semantic + guide)
 
     def codebook_indices(self, tokens: BranchTokens) -> dict[str, tuple[Int[Tensor, "b n"], int]]:
-        """The indices that this row reads, flat, and their codebook's size, by branch."""
+        """By branch, the indices that this row reads, flattened, and the size of their codebook."""
         read = {}
         if tokens.semantic_indices is not None:
             read["semantic"] = (tokens.semantic_indices, self.hybrid.semantic.codebook_size)
@@ -237,9 +239,9 @@ class HybridRow:
 
 
 class GuideOfHybrid(HybridRow):
-    """`guide_of_hybrid`: the guide decoder's image of the hybrid's guide tokens, enlarged bicubically. No diffusion.
+    """`guide_of_hybrid`: the hybrid's guide tokens through the guide decoder, enlarged bicubically, without diffusion.
 
-    After a search it is what `hybrid` is compared to at equal tokens; without one it is `guide_only`.
+    Compared to `hybrid` after a search, it shows what diffusion adds at equal tokens. Without a search it is `guide_only`.
     """
 
     def __init__(
@@ -264,7 +266,7 @@ class GuideOfHybrid(HybridRow):
 
 
 class GuideOnly(GuideOfHybrid):
-    """`guide_only`: Branch I by itself. Where its encoder searches, it minimises eq. 5, not the decoded image's error."""
+    """`guide_only`: Branch I alone. A search of its encoder minimises eq. 5."""
 
     def __init__(
         self,
@@ -283,7 +285,7 @@ class GuideOnly(GuideOfHybrid):
 class WrongSemantics(HybridRow):
     """`hybrid_wrong_semantics`: the image's guide tokens with the next image's semantic tokens.
 
-    `semantic_only_wrong_semantics`: the next image's semantic tokens alone, to be compared to `semantic_only`.
+    `semantic_only_wrong_semantics` has the next image's semantic tokens alone and is compared to `semantic_only`.
     """
 
     needs_next = True
@@ -315,12 +317,10 @@ class WrongSemantics(HybridRow):
         return self._encode(images, next_images)
 
 
-def control_rows(
-    hybrid: HybridTokenizer, variants: list[HybridRow] | None = None, found: FoundGuides | None = None
-) -> list[ImageTokenizer]:
-    """Every control in the order of the table, `hybrid` and its variants, and the codec at the hybrid's bits."""
+def control_rows(hybrid: HybridTokenizer, found: FoundGuides | None = None) -> list[ImageTokenizer]:
+    """Every control in the order of the table, `hybrid`, and the codec at the hybrid's bits."""
     found = found or FoundGuides(hybrid)
-    rows: list[ImageTokenizer] = [
+    return [
         Identity(),
         Unrelated(),
         LosslessGuide(hybrid.guide.config.guide_size),
@@ -331,13 +331,12 @@ def control_rows(
         HybridRow(hybrid, "guide_tokens_null_condition", use_semantic=False, found=found),
         WrongSemantics(hybrid, found=found),
         HybridRow(hybrid, found=found),
-        *(variants or []),
+        Codec(functools.partial(bits_at_native_size, hybrid)),
     ]
-    return [*rows, Codec(functools.partial(bits_at_native_size, hybrid))]
 
 
 def bits_at_native_size(hybrid: HybridTokenizer, image_size: tuple[int, int]) -> float:
-    """Bits of all tokens of an image of (height, width) once its shorter side is the native size, as evaluation has it."""
+    """Bits of all tokens of an image of (height, width) whose shorter side is resized to the native size."""
     factor, shorter = hybrid.guide.downsample_factor, min(image_size)
     height, width = (max(1, round(side * hybrid.guide.config.image_size / shorter / factor)) for side in image_size)
     num_guide_tokens = sum(h * w for h, w in hybrid.guide.guide_scale_sizes((height * factor, width * factor)))
@@ -346,7 +345,7 @@ def bits_at_native_size(hybrid: HybridTokenizer, image_size: tuple[int, int]) ->
 
 
 def other_photographs(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """For each image the first built-in photograph, of the same size, that is not the image itself."""
+    """For each image the first built-in photograph that is not the image itself, at the same size."""
     height, width = images.shape[-2:]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2

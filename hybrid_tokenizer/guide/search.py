@@ -1,7 +1,7 @@
-"""A search for better codes than the encoder's first answer: analysis by synthesis, as encoders of speech and video do it.
+"""The encoder's code search: analysis by synthesis, as in speech and video codecs.
 
-The encoder answers in one pass and can not see what its codes decode to. Gradient steps on its features, through the frozen
-decoder, can. No weight changes, and a decoder can not tell how codes were found.
+The encoder's one pass does not see what its codes decode to. The search takes gradient steps on the encoder's features,
+through the frozen decoder. It changes no weight, and decoding is the same however the codes were found.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 LEARNING_RATE = 0.012
-"""Of Adam on the features (docs/experiments.md)."""
+"""For Adam on the features (docs/experiments.md)."""
 
 CodeGrids = tuple[Int[Tensor, "b _ _"], ...]
 GuideLosses = Callable[[Float[Tensor, "b 3 gh gw"]], Float[Tensor, "b"]]
-"""Guide images as decoded, not clamped, to one loss an image, with a gradient."""
+"""Guide images as decoded, not clamped, to one loss per image, with a gradient."""
 
 
 @runtime_checkable
@@ -37,9 +37,9 @@ def search_codes(
     steps: int,
     guide_scales: int | None = None,
 ) -> CodeGrids:
-    """The codes of the lowest loss, image by image, among the encoder's own and those after each of `steps` steps.
+    """For each image the codes of lowest loss among the encoder's own and those after each of `steps` steps.
 
-    The gradient passes the quantizer straight through. Images do not influence each other beyond rounding.
+    The gradient passes straight through the quantizer. Images influence each other only by rounding.
     """
     with torch.inference_mode(False), torch.enable_grad():
         moved = features.detach().float().clone().requires_grad_(True)
@@ -57,7 +57,7 @@ def search_codes(
                 torch.where(better[:, None, None], new, old) for new, old in zip(grids, best or grids, strict=True)
             )
             if step < steps:
-                # of the features alone: no weight gets a gradient
+                # Gradient of the features alone: no weight gets one.
                 (moved.grad,) = torch.autograd.grad(losses.sum(), moved)
                 optimizer.step()
     return best

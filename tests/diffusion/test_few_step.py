@@ -54,7 +54,7 @@ def test_what_cannot_be_done_is_refused(decoder, guide_images, embeds):
         DecodeOptions(sampler="lcm")
     with pytest.raises(HybridTokenizerError, match="sampler is 'euler', expected one of ddim, lcm"):
         DecodeOptions(sampler="euler")
-    with pytest.raises(HybridTokenizerError, match=r"no 20 steps at strength 0\.1"):
+    with pytest.raises(HybridTokenizerError, match=r"cannot take 20 steps at strength 0\.1"):
         decoder.decode(
             guide_images, embeds, SIZE, sampler="lcm", start="add_noise", num_inference_steps=20, strength=0.1
         )
@@ -75,5 +75,5 @@ def test_a_lora_becomes_part_of_the_unet(decoder, embeds, tmp_path):
     with pytest.raises(HybridTokenizerError, match="does not exist"):
         decoder.fuse_lora(tmp_path / "none.safetensors")
     other = make_decoder(unet={**decoder.config.unet, "cross_attention_dim": 16})
-    with pytest.raises(HybridTokenizerError, match="is no LoRA for this U-Net"):
+    with pytest.raises(HybridTokenizerError, match="is not a LoRA for this U-Net"):
         other.fuse_lora(tmp_path)

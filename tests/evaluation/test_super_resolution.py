@@ -106,7 +106,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, pth):
     with pytest.raises(HybridTokenizerError, match="an RRDBNet has"):
         rrdbnet_from_ncnn(param, weights)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(HybridTokenizerError, match="no network that spandrel knows"):
+    with pytest.raises(HybridTokenizerError, match="is not a network that spandrel knows"):
         load_upscaler(tmp_path / "other.pth")
     with pytest.raises(HybridTokenizerError, match="does not exist"):
         load_upscaler(tmp_path / "missing.pth")
