@@ -13,13 +13,15 @@ A variant is a row's name, `@`, and parts joined by commas:
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Unpack
 
 from tqdm import tqdm
 
-from hybrid_tokenizer.baselines.registry import BASELINES, load_baseline
+from hybrid_tokenizer.baselines.loading import load_baseline
+from hybrid_tokenizer.baselines.registry import BASELINES
+from hybrid_tokenizer.devices import rank_and_world_size
 from hybrid_tokenizer.diffusion import DecodeOverrides
 from hybrid_tokenizer.diffusion.config import INVERSION_CONDITIONS, SAMPLERS, STARTS
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -54,11 +56,13 @@ def rows_by_name(
     names: list[str] | None = None,
     baselines: Mapping[str, str] | None = None,
     say: Callable[[str], None] = tqdm.write,
+    extra: Sequence[str] = (),
 ) -> list[ImageTokenizer]:
     """The rows called `names`, in that order. None is every control, the hybrid, the codec and all of `baselines`.
 
     baselines: name in `registry.BASELINES` -> file, folder, hub id, or `hub`; `super_resolution` -> file or `package`.
-    say: is called with a line for each control that None leaves out.
+    say: is called with a line for each control that None leaves out, in the first process of a run.
+    extra: further rows, after those of `names`.
 
     Raises on a name that is unknown or given twice, and on a baseline without the place of its weights.
     """
@@ -66,11 +70,11 @@ def rows_by_name(
     weighted = (NAME, *BASELINES)
     if unknown := sorted(set(baselines) - set(weighted)):
         raise HybridTokenizerError(f"baselines {', '.join(unknown)} are unknown; use some of {', '.join(weighted)}")
-    if names is None and NAME not in baselines:
+    if names is None and NAME not in baselines and rank_and_world_size()[0] == 0:
         say(LEFT_OUT)
     found = FoundGuides(hybrid)
     known = {row.name: row for row in control_rows(hybrid, found=found)}
-    names = [*known, *baselines] if names is None else names
+    names = [*([*known, *baselines] if names is None else names), *extra]
     for name in names:
         if name in weighted and name not in baselines:
             raise HybridTokenizerError(
@@ -141,7 +145,7 @@ def variant_name(
     search_steps: int | None = None,
     **options: Unpack[DecodeOverrides],
 ) -> str:
-    """`base` and a part for everything that is given."""
+    """`base` and a part for everything that is given, always in the same order."""
     parts = []
     if guide_scales is not None:
         totals = guide_token_totals(hybrid)
@@ -151,8 +155,9 @@ def variant_name(
             )
         parts.append(str(totals[guide_scales - 1]))
     prefixes = {option: prefix for prefix, (option, _) in NUMBERS.items()}
-    for option, value in {"search_steps": search_steps, **options}.items():
-        if value is not None:
+    given = {"search_steps": search_steps, **options}
+    for option in ("search_steps", *DecodeOverrides.__annotations__):
+        if (value := given.get(option)) is not None:
             parts.append(f"{prefixes[option]}{value:g}" if option in prefixes else str(value))
     return f"{base}@{','.join(parts)}" if parts else base
 

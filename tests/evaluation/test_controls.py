@@ -14,7 +14,7 @@ from hybrid_tokenizer.evaluation.controls import (
     control_rows,
     other_photographs,
 )
-from hybrid_tokenizer.evaluation.rows import hybrid_row
+from hybrid_tokenizer.evaluation.rows import hybrid_row, rows_by_name
 from hybrid_tokenizer.images import fit_square, from_pil, resize_area, resize_bicubic, to_pil
 from hybrid_tokenizer.protocol import ImageTokenizer, PairTokenizer
 
@@ -185,7 +185,8 @@ def test_a_row_that_says_deterministic_is(images):
         tokens = tokens_of(row, images[:1])
         same = torch.equal(row.decode(tokens, (32, 48), seeded(0)), row.decode(tokens, (32, 48), seeded(1)))
         assert same == row.deterministic, row.name
-    assert not hybrid_row(hybrid, start="add_noise").deterministic
+    assert not hybrid_row(hybrid, start="add_noise").deterministic and not hybrid_row(hybrid, eta=0.5).deterministic
+    assert hybrid_row(small_hybrid(start="add_noise"), start="ddim_inversion").deterministic
 
 
 def test_rows_that_decode_share_the_guide_tokens_of_one_search(monkeypatch):
@@ -208,6 +209,34 @@ def test_rows_that_decode_share_the_guide_tokens_of_one_search(monkeypatch):
     of_guide = hybrid.decode_guide(expected.guide_indices, (32, 32))
     shown = rows["guide_of_hybrid"].decode(rows["guide_of_hybrid"].encode(images), (32, 32))
     torch.testing.assert_close(shown, resize_bicubic(of_guide, (32, 32)).clamp(-1, 1))
+
+
+def test_rows_share_a_search_of_as_many_steps_and_no_other(monkeypatch):
+    hybrid, images = small_hybrid(start="ddim_inversion", nested=True), noise_images(2, 32, 32)
+    searched = []
+    original = hybrid.encode_guide
+
+    def encode_guide(images, semantic_indices, guide_scales, search_steps):
+        searched.append((len(images), guide_scales, search_steps))
+        return original(images, semantic_indices, guide_scales, search_steps)
+
+    monkeypatch.setattr(hybrid, "encode_guide", encode_guide)
+    names = ["hybrid", "guide_only", "hybrid@search2", "hybrid@search2,s0.6", "guide_of_hybrid@search2",
+             "hybrid@search3", "hybrid@5,search2"]  # fmt: skip
+    rows = {row.name: row for row in rows_by_name(hybrid, names)}
+    tokens = {name: row.encode(images).guide_indices for name, row in rows.items()}
+    assert searched == [(2, None, 2), (2, None, 3), (2, 2, 2)]
+    for name, options in (
+        ("hybrid", {}),
+        ("guide_only", {}),
+        ("hybrid@search2", {"search_steps": 2}),
+        ("hybrid@search2,s0.6", {"search_steps": 2}),
+        ("guide_of_hybrid@search2", {"search_steps": 2}),
+        ("hybrid@search3", {"search_steps": 3}),
+        ("hybrid@5,search2", {"search_steps": 2, "guide_scales": 2}),
+    ):
+        expected = hybrid.encode(images, **options).guide_indices
+        assert all(torch.equal(*pair) for pair in zip(tokens[name], expected, strict=True)), name
 
 
 def test_guide_only_searches_for_the_guides_own_loss():
