@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from hybrid_tokenizer.corpus.config import TokenizeConfig
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -149,6 +150,7 @@ SCHEMAS: dict[str, Any] = {
     "train_semantic_schema": TrainSemantic,
     "eval_recon_schema": EvalReconConfig,
     "reconstruct_schema": ReconstructConfig,
+    "tokenize_corpus_schema": TokenizeConfig,
     "benchmark_schema": BenchmarkConfig,
     "guide_rates_schema": GuideRatesConfig,
     "decode_sweep_schema": DecodeSweepConfig,
