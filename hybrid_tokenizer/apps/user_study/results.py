@@ -13,12 +13,20 @@ from hybrid_tokenizer.apps.user_study.votes import Vote, Votes
 from hybrid_tokenizer.checkpoints.files import read_json, write_atomic, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.pictures import write_figure
+from hybrid_tokenizer.evaluation.tables import METHOD, MISSING, Column, to_markdown
 from hybrid_tokenizer.provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MISSING = "–"
+SCORE_COLUMNS = [
+    METHOD,
+    Column("score", "average score ↑", ".2f"),
+    Column("sets", "95 % over images", ""),
+    Column("participants", "95 % over participants", ""),
+    Column("first", "first", ".0%"),
+    Column("published_score", "the paper's score", ".2f"),
+]
 
 
 def write_results(folder: Path, output: Path, complete_only: bool = False) -> str:
@@ -33,7 +41,7 @@ def write_results(folder: Path, output: Path, complete_only: bool = False) -> st
         stored.close()
     report = results(study, votes, complete_only)
     report["provenance"] = provenance() | {"study": read_json(folder / STUDY_NAME)["provenance"]}
-    table = to_markdown(report)
+    table = report_markdown(report)
     write_json(output / "user_study.json", report)
     write_atomic(output / "user_study.md", table.encode())
     write_figure(output / "user_study", draw(report))
@@ -63,40 +71,39 @@ def results(study: Study, votes: Sequence[Vote], complete_only: bool = False) ->
     }
 
 
-def to_markdown(report: dict[str, Any]) -> str:
+def report_markdown(report: dict[str, Any]) -> str:
     """Tables of the scores, with the paper's, and of the win rates, and notes on how to read them."""
-    methods = [row["method"] for row in report["rows"]]
-    lines = [
-        "| method | average score ↑ | 95 % over images | 95 % over participants | first | the paper's score |",
-        "|---|---:|---:|---:|---:|---:|",
+    rows = [
+        row | {"sets": _span(row["interval_over_sets"]), "participants": _span(row["interval_over_participants"])}
+        for row in report["rows"]
     ]
-    for row in report["rows"]:
-        published = MISSING if row["published_score"] is None else f"{row['published_score']:.2f}"
-        lines.append(
-            f"| {row['method']} | {row['score']:.2f} | {_span(row['interval_over_sets'])} | "
-            f"{_span(row['interval_over_participants'])} | {row['first']:.0%} | {published} |"
-        )
-    lines += ["", "How often the line's method was put before the column's, ties counting half:", ""]
-    lines += ["| | " + " | ".join(methods) + " |", "|---|" + "---:|" * len(methods)]
-    rates = {(pair["method"], pair["other"]): pair for pair in report["pairs"]}
-    for method in methods:
-        cells = [_rate(rates.get((method, other))) for other in methods]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    methods = [row["method"] for row in rows]
+    rates = [
+        {"method": method}
+        | {_rate_key(pair["other"]): _rate(pair) for pair in report["pairs"] if pair["method"] == method}
+        for method in methods
+    ]
     alpha = report["agreement"]["alpha"]
     positions = " / ".join(f"{score:.2f}" for score in report["position_scores"])
-    lines += [
-        "",
-        f"{report['votes']} votes of {report['participants']} participants on {report['sets']} sets, {report['complete']} "
-        f"of them on all. First place is {len(methods)} points, last place 1; ties share a place.",
+    notes = [
+        f"{report['votes']} votes by {report['participants']} participants on {report['sets']} sets; {report['complete']} "
+        f"participants voted on all sets. First place is {len(methods)} points, last place 1. Ties share a place.",
         f"Krippendorff's alpha ({report['agreement']['scale']}): {MISSING if alpha is None else f'{alpha:.3f}'}. "
         f"Average score by position on the page, from the left: {positions}.",
     ]
-    if any(row["published_score"] is not None for row in report["rows"]):
-        lines.append(
-            "The paper's scores are of SEED, LaVIT and its own model, ranked by 15 volunteers on 25 sets of ImageNet; "
-            "a score depends on what it was ranked against."
+    if any(row["published_score"] is not None for row in rows):
+        notes.append(
+            "The paper's scores are those of SEED, LaVIT and its own model, ranked by 15 volunteers on 25 sets of "
+            "ImageNet; a score depends on the methods it was ranked against."
         )
-    return "\n".join(lines) + "\n"
+    return (
+        to_markdown(rows, SCORE_COLUMNS)
+        + "\nShare of votes that rank the row's method before the column's, with ties as half:\n\n"
+        + to_markdown(rates, [METHOD, *(Column(_rate_key(method), method, "") for method in methods)])
+        + "\n"
+        + "\n".join(notes)
+        + "\n"
+    )
 
 
 def draw(report: dict[str, Any]) -> "Figure":
@@ -141,17 +148,19 @@ def draw(report: dict[str, Any]) -> "Figure":
             )
     rates.set_xticks(heights, methods, rotation=20, ha="right")
     rates.set_yticks(heights, methods)
-    rates.set_title("line before column", fontsize=9)
+    rates.set_title("row before column", fontsize=9)
     return figure
 
 
-def _span(interval: list[float] | None) -> str:
-    return MISSING if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+def _span(interval: list[float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
-def _rate(pair: dict[str, Any] | None) -> str:
-    return MISSING if pair is None else f"{pair['win_rate']:.0%} {_percents(pair['interval_over_sets'])}".strip()
+def _rate(pair: dict[str, Any]) -> str:
+    interval = pair["interval_over_sets"]
+    bounds = "" if interval is None else f" [{interval[0]:.0%}, {interval[1]:.0%}]"
+    return f"{pair['win_rate']:.0%}{bounds}"
 
 
-def _percents(interval: list[float] | None) -> str:
-    return "" if interval is None else f"[{interval[0]:.0%}, {interval[1]:.0%}]"
+def _rate_key(method: str) -> str:
+    return f"before {method}"

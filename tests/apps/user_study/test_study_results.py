@@ -84,7 +84,11 @@ def test_files_of_the_results(tmp_path, study):
     report = json.loads((tmp_path / "out" / "user_study.json").read_text())
     assert report["rows"] == results(study, votes_of(study))["rows"]
     assert (tmp_path / "out" / "user_study.md").read_text() == table
-    assert "| hybrid | 2.89 |" in table and "| 2.88 |" in table and "(ordinal)" in table
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    assert cells[4][:2] == ["hybrid", "2.89"] and cells[4][-1] == "2.88" and "(ordinal)" in table
+    rates = cells[5:]
+    assert rates[0] == ["method", *METHODS] and [row[1 + i] for i, row in enumerate(rates[2:])] == ["–"] * 3
+    assert rates[4][2].startswith("81% [")  # hybrid before lavit
     for kind in ("png", "pdf"):
         assert (tmp_path / "out" / f"user_study.{kind}").stat().st_size > 5000
 
