@@ -54,8 +54,8 @@ def pairs(count: int = 3) -> dict:
 
 
 def qformer_stage(init=None, model=None):
-    weights = ContrastiveOptions(text="qformer", train_vision=False, distillation=0.0, feature_width=8)
-    return build_contrastive(model or small_semantic(), weights, init)
+    options = ContrastiveOptions(text="qformer", train_vision=False, distillation=0.0, feature_width=8)
+    return build_contrastive(model or small_semantic(), options, init)
 
 
 def changed(objective: Objective, batch: dict) -> set[str]:
@@ -142,14 +142,14 @@ def test_wrong_text_encoders_are_one_line(stable_diffusion, tmp_path):
 
     fails("quantize.text is not set", None)
     fails("has no text_encoder/; give the folder of the Stable Diffusion", str(tmp_path))
-    fails("the text encoder gives 77 x 384 a caption, this tokenizer 9 x 12", "minilm")
+    fails("the text encoder gives 77 x 384 per caption, this tokenizer 9 x 12", "minilm")
     for part in ("text_encoder", "tokenizer"):
         (tmp_path / part).mkdir()
         for file in (stable_diffusion / part).iterdir():
             (tmp_path / part / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    fails("can not be loaded.*download the folder again", str(tmp_path))
+    fails("cannot be loaded.*download the folder again", str(tmp_path))
     with pytest.raises(HybridTokenizerError, match="is not a folder; give a BERT tokenizer's"):
         BertTokens(tmp_path / "nowhere")
 
@@ -168,8 +168,8 @@ def test_qformer_stage_trains_the_qformer_its_text_path_and_ln_vision_only():
 @pytest.mark.parametrize("text", ["qformer", "sentence"])
 def test_every_trained_parameter_takes_part(text):
     """Distributed training waits for the gradient of each."""
-    weights = ContrastiveOptions(text=text, train_vision=text == "sentence", distillation=0.0, feature_width=8)
-    objective = build_contrastive(small_semantic(), weights, None)
+    options = ContrastiveOptions(text=text, train_vision=text == "sentence", distillation=0.0, feature_width=8)
+    objective = build_contrastive(small_semantic(), options, None)
     objective.train()
     objective(pairs(), 0)["total"].backward()
     assert [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None] == []

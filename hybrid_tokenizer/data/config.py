@@ -14,7 +14,7 @@ class DataConfig:
     how often an epoch goes through each.
 
     `val_root: null` holds out `val_fraction` of each root's files, at least `val_at_least`, by the hash of the relative
-    path. Images smaller than the crop are enlarged. `val_image_size: null` judges at `image_size`.
+    path. Images smaller than the crop are enlarged. `val_image_size: null` validates at `image_size`.
     """
 
     root: Any = "???"

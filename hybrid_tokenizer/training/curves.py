@@ -1,4 +1,4 @@
-"""Training curves: the rows that a run logs to a figure of small panels."""
+"""Draws training curves: a figure of small panels from the rows that runs logged."""
 
 import io
 import math
@@ -9,17 +9,17 @@ from hybrid_tokenizer.checkpoints.files import read_json
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 Curves = dict[str, list[tuple[int, float]]]
-"""Name of a loss or figure -> (step, value), in the order of training."""
+"""Name of a loss or validation figure -> its (step, value) pairs, in the order of training."""
 
 NOT_DRAWN = ("step", "lr", "grad_norm", "waited_for_data")
 VALIDATION = "val_"
-COLUMNS, WIDTH, HEIGHT = 5, 2.6, 2.0  # panels a row; a panel in inches
+COLUMNS, WIDTH, HEIGHT = 5, 2.6, 2.0  # panels per row; size of a panel in inches
 
 
 def read_curves(path: Path) -> Curves:
-    """The curves of a file that tools/pack_preset.py wrote: `curve` is the list of the run's logged rows.
+    """The curves of a file that tools/pack_preset.py wrote, losses first, then validation figures (`val_...`).
 
-    Losses come first, then validation figures, whose names begin with `val_`. Raises for files of another kind.
+    Raises for files of another kind.
     """
     content = read_json(path)
     rows = content.get("curve") if isinstance(content, dict) else None
@@ -42,7 +42,7 @@ def _is_number(value: Any) -> bool:
 
 
 def draw_curves(runs: dict[str, Curves]) -> bytes:
-    """PNG: a block of panels a run, at most `COLUMNS` side by side; losses in one colour, validation figures in another."""
+    """A PNG with a block of panels per run. Losses and validation figures have different colours."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -53,10 +53,12 @@ def draw_curves(runs: dict[str, Curves]) -> bytes:
         block.suptitle(run, x=0.01, ha="left", fontweight="bold")
         panels = block.subplots(height, COLUMNS, squeeze=False).ravel()
         for panel, (name, points) in zip(panels[: len(curves)], curves.items(), strict=True):
-            judged = name.startswith(VALIDATION)
+            of_validation = name.startswith(VALIDATION)
             steps, values = zip(*points, strict=True)
-            panel.plot(steps, values, color="C1" if judged else "C0", marker="." if judged else None, linewidth=1)
-            panel.set_title(name.removeprefix(VALIDATION) + (" (validation)" if judged else ""), fontsize=8)
+            panel.plot(
+                steps, values, color="C1" if of_validation else "C0", marker="." if of_validation else None, linewidth=1
+            )
+            panel.set_title(name.removeprefix(VALIDATION) + (" (validation)" if of_validation else ""), fontsize=8)
             panel.tick_params(labelsize=7)
             panel.set_xlabel("step", fontsize=7)
         for panel in panels[len(curves) :]:

@@ -1,4 +1,4 @@
-"""Latents, guides and semantic tokens of a training set, computed once: none changes while the U-Net trains."""
+"""Caches what does not change while the U-Net trains: latents, guides and semantic tokens of the training crops."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from hybrid_tokenizer.semantic import SemanticTokenizer
 
 
 class LatentStream(Dataset):
-    """Endless shuffled epochs over cached views, addressed by draw number like `TrainingStream`."""
+    """Endless shuffled epochs over cached crops, addressed by draw number like `TrainingStream`."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class LatentStream(Dataset):
         self.guide_latents, self.pixels = guide_latents, pixels
 
     def guide_residual(self) -> Float[Tensor, "c"]:
-        """Variance a channel of the latents minus those of the whole guide."""
+        """Mean square of latents minus the whole guide's latents, per channel."""
         return (self.latents.float() - self.guide_latents[:, -1].float()).square().mean((0, 2, 3))
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
@@ -73,16 +73,18 @@ def cache_latents(
     bf16: bool = False,
     pixels: bool = False,
 ) -> LatentStream:
-    """`views` random crops of each item as latents (fp16), semantic tokens and latents of the guide, kept in `folder` for
-    the next start; with `pixels` the crops themselves too, in 8 bits.
+    """Encode `views` random crops of each item to latents (fp16), semantic tokens and latents of the guide.
 
-    Each of the files is made anew for other images, crops or weights. Without a semantic tokenizer the indices are empty.
-    `bf16` encodes images and guides under autocast: several times faster, and semantic tokens stay exact.
-    Unreadable images are named and left out.
+    `folder` keeps each of these in a file for the next start, which is computed again for other images, crops or weights.
+    Without a semantic tokenizer the indices are empty. Unreadable images are reported and left out.
+
+    Args:
+        bf16: encode images and guides under autocast, several times faster. Semantic tokens are computed in fp32 all the same.
+        pixels: also keep the crops themselves, in 8 bits.
     """
     crops = [[str(item_path(item)) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
     normalised = [decoder.config.latent_shift, decoder.config.latent_scale]
-    # the decoder may train, and is nothing to what is encoded
+    # without the VAE's decoder, which may train and does not change what is encoded
     vae = [[state_hash(part) for name, part in decoder.vae.named_children() if name != "decoder"], normalised, bf16]
     autocast = torch.autocast(decoder.device.type, torch.bfloat16, enabled=bf16)
     latents, kept = cached(
@@ -138,11 +140,11 @@ def cache_latents(
 
 
 def check_same(kept: Int[Tensor, "k"], kept_too: Int[Tensor, "l"], folder: Path) -> None:
-    """Raise when two files were not made of the same images."""
+    """Raise when two files are of different images."""
     if not torch.equal(kept, kept_too):
         raise HybridTokenizerError(
-            f"{folder} holds latents, guides or semantic tokens of different images: some could not be read for one of "
-            "them; delete the folder and run again"
+            f"the files in {folder} are of different images, because some images could not be read for one of them; delete the "
+            "folder and run again"
         )
 
 
@@ -150,8 +152,11 @@ def check_same(kept: Int[Tensor, "k"], kept_too: Int[Tensor, "l"], folder: Path)
 def encode_guides(
     decoder: DiffusionDecoder, guide: GuideTokenizer, images: Float[Tensor, "b 3 H W"], scales: Sequence[int | None]
 ) -> Float[Tensor, "b s c h w"]:
-    """Normalised latents of the guide images as `DiffusionDecoder.decode` makes them, one for each number of a nested
-    guide's scales; None stands for all."""
+    """Normalised latents of the guide images, as `DiffusionDecoder.decode` computes them.
+
+    Args:
+        scales: how many scales of a nested guide to decode, once for each entry; None stands for all.
+    """
     device, size = decoder.device, (images.shape[-2], images.shape[-1])
     indices = guide.encode(images.to(device))
     latents = []
@@ -165,8 +170,10 @@ def encode_guides(
 def guide_encoder(
     decoder: DiffusionDecoder, guide: GuideTokenizer, seed: int
 ) -> Callable[[Float[Tensor, "b 3 H W"]], Float[Tensor, "b s c h w"]]:
-    """Of a batch the whole guides, and before them the guides of one random shorter prefix where the guide is nested: all
-    prefixes of all images would take longer to decode than the U-Net to train."""
+    """Encodes a batch to latents of its whole guides, preceded for a nested guide by those of one random shorter prefix.
+
+    All prefixes of all images would take longer to decode than the U-Net takes to train.
+    """
     generator = torch.Generator().manual_seed(seed)
     count = len(guide.config.guide_scales or [0])
 
@@ -178,12 +185,12 @@ def guide_encoder(
 
 
 def cached(path: Path, facts: list[Any], make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What `make` gives, from `path` when that was written for the same `facts`."""
+    """The result of `make`, read from `path` if that was written for the same `facts`."""
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     listing = path.with_suffix(".json")
     if not (listing.exists() and path.exists() and read_json(listing)["key"] == key):
         values, kept = make()
-        listing.unlink(missing_ok=True)  # a kill before the next lines must not leave an old key beside new values
+        listing.unlink(missing_ok=True)  # a kill before the next lines must not leave the old key beside new values
         save_tensors(path, {"values": values, "kept": kept})
         write_json(listing, {"key": key})
     stored = load_tensors(path)
@@ -200,7 +207,7 @@ def encode_views(
     encode: Callable[[Float[Tensor, "b 3 s s"]], Tensor],
     batch_size: int = 16,
 ) -> tuple[Tensor, Int[Tensor, "k"]]:
-    """`encode` of every view of every readable item, views of an item together, and the positions of these items."""
+    """The encoded crops of every readable item, those of an item together, and the positions of these items."""
     kept, crops, encoded = [], [], []
     for number, item in enumerate(tqdm(items, desc=label, unit="image")):
         try:

@@ -1,4 +1,4 @@
-"""The step-based loop: accumulate, clip, average, validate, save, resume. It knows objectives, never models by name."""
+"""The training loop, counted in steps: accumulate, clip, average, validate, save, resume. It knows objectives only."""
 
 import math
 import os
@@ -45,20 +45,24 @@ def train(
     output_dir: Path,
     run_facts: dict[str, Any],
 ) -> None:
-    """Train `objective` on `stream` until `config.max_steps`, resuming from `output_dir` by itself.
+    """Train `objective` on `stream` until `config.max_steps`. Resumes from the newest whole checkpoint in `output_dir`.
 
-    Writes `output_dir`/checkpoints, metrics.jsonl, validation/*.png, and at the end final/ (the averaged weights as a
-    component) with training.json. Raises HybridTokenizerError when the loss is not finite; checkpoints stay as they were.
+    Writes to `output_dir`: checkpoints/, metrics.jsonl, validation/*.png, and at the end final/, which holds the averaged
+    weights as a component and training.json.
 
     Args:
-        val_batches: small batches like those of the stream, on which the main process validates every `validate_every` steps.
-        run_facts: the resolved configuration, written beside the weights.
+        val_batches: batches like those of the stream, on which the main process validates.
+        run_facts: the resolved configuration, which training.json records.
+
+    Raises:
+        HybridTokenizerError: the loss or a weight is not finite (the checkpoints stay as they were), or `output_dir` holds a
+            run of another model, seed or batch.
     """
     _Run(objective, stream, val_batches, config, output_dir, run_facts).run()
 
 
 def choose_precision(config: TrainingConfig) -> str:
-    """bf16 where the device computes it faster: GPUs with units for it, CPUs with AMX or AVX512-BF16. fp32 elsewhere."""
+    """ "auto" is bf16 where the device computes it faster (GPUs with bf16 units, CPUs with AMX or AVX512-BF16), else fp32."""
     if config.mixed_precision != "auto":
         return config.mixed_precision
     if torch.cuda.is_available():
@@ -80,7 +84,7 @@ class _Run:
         self.events = TensorBoardEvents(output_dir / "tensorboard") if config.tracker == "tensorboard" else None
         tracker = None if config.tracker == "none" else self.events or config.tracker
         self.accelerator = Accelerator(
-            # said, because Accelerate takes the processes of a plain torchrun without a GPU for unrelated ones
+            # without this, Accelerate takes the processes of a plain torchrun without a GPU for unrelated ones
             cpu=not torch.accelerator.is_available(),
             gradient_accumulation_steps=config.accumulation,
             mixed_precision=choose_precision(config),
@@ -121,7 +125,7 @@ class _Run:
 
     @property
     def geometry(self) -> dict[str, int]:
-        """What decides which images a step sees; a resumed run must keep it."""
+        """What determines the images of each step. A resumed run must not change it."""
         return {
             "seed": self.config.seed,
             "images_per_step": self.config.batch_size * self.config.accumulation * self.accelerator.num_processes,
@@ -142,7 +146,7 @@ class _Run:
         if facts["geometry"] != self.geometry:
             raise HybridTokenizerError(
                 f"{folder} was trained with {facts['geometry']}, this run has {self.geometry}; "
-                "keep seed and images a step when resuming, or use a new output_dir"
+                "keep the seed and the images per step when resuming, or use a new output_dir"
             )
         tensors = load_checkpoint_tensors(folder)
         frozen = {key for key in self.objective.state_dict() if key.startswith("frozen.")}
@@ -206,7 +210,7 @@ class _Run:
 
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> float:
         """One optimizer step; returns the seconds spent waiting for data."""
-        # resuming is exact because every random draw of a step follows from (seed, rank, step)
+        # resuming is exact because all random draws of a step follow from (seed, rank, step)
         torch.manual_seed(self.config.seed * 1_000_003 + self.step * 1_009 + self.accelerator.process_index)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(
@@ -257,7 +261,7 @@ class _Run:
                 print(f"skipped {path}: {reason}", flush=True)
 
     def _log(self, bar: tqdm, waited: float) -> None:
-        """Means since the last log, to the bar, the log file and the trackers. The only place that waits for the device."""
+        """Log the means since the last call to bar, file and trackers. Losses stay on the device until here."""
         names = {name for losses in self.pending for name in losses}
         means = {
             name: torch.stack([losses[name].float() for losses in self.pending if name in losses]).mean().item()
@@ -265,14 +269,14 @@ class _Run:
         }
         self.pending.clear()
         broken = [name for name, value in means.items() if not math.isfinite(value)]
-        # losses tell of the weights before the last step; a checkpoint must not hold what that step may have broken
+        # the losses are of the weights before the last step; a checkpoint must not hold weights that this step has broken
         broken += [name for name, weight in self.objective.model.named_parameters() if not weight.isfinite().all()]
         if broken:
             bar.close()
             raise HybridTokenizerError(
                 f"the loss or the weights stopped being finite in the steps up to {self.step} ({shorten(broken)}); the "
-                f"checkpoints in {self.output_dir / 'checkpoints'} are from before: lower training.learning_rate and run "
-                "again, without the newest checkpoint if that one repeats this"
+                f"checkpoints in {self.output_dir / 'checkpoints'} are earlier: lower training.learning_rate and run again; "
+                "if this repeats, delete the newest checkpoint first"
             )
         elapsed = time.monotonic() - self.started
         row = {
@@ -303,10 +307,10 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Validate the averaged weights on the main process; the others wait."""
+        """Validate the averaged weights on the main process while the others wait."""
         if self.main and self.val_batches:
             self.objective.eval()
-            # validation must not move the training's random state
+            # validation must not change the training's random state
             with torch.random.fork_rng(devices=[]), self._averaged_weights(), self.accelerator.autocast():
                 torch.manual_seed(self.config.seed)
                 validated = self.objective.validate([to_device(b, self.accelerator.device) for b in self.val_batches])
@@ -340,7 +344,7 @@ class _Run:
             hashes = gathered
         if len(set(hashes)) > 1:
             raise HybridTokenizerError(
-                f"weights differ between processes at the end ({hashes}); this run can not be trusted"
+                f"weights differ between processes at the end ({hashes}); do not use this run, and report how it was started"
             )
         if self.main:
             self.objective.eval()
@@ -369,17 +373,17 @@ class _Run:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder for a run's outputs, or say why not."""
+    """Create a run's folder, or raise with the reason."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HybridTokenizerError(
-            f"output_dir={str(folder)!r} can not be made ({error.strerror}); give another"
+            f"output_dir={str(folder)!r} cannot be created ({error.strerror}); give another folder"
         ) from None
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors of a batch to `device`, images channels last."""
+    """The tensors of a batch on `device`, images in channels-last order."""
     return {
         name: value.to(
             device,
@@ -393,7 +397,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def save_grid(pictures: Tensor, path: Path) -> None:
-    """Rows of images in [-1, 1] as one PNG, written whole or not at all."""
+    """Write rows of images in [-1, 1] as one PNG, atomically."""
     from torchvision.io import encode_png
     from torchvision.utils import make_grid
 

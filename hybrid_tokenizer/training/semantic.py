@@ -1,4 +1,4 @@
-"""Branch II: stage 1 aligns the last causal embedding with text (eq. 6), stage 2 trains everything after the Q-Former."""
+"""Trains Branch II. Stage 1 aligns the last causal embedding with text (eq. 6); stage 2 trains what follows the Q-Former."""
 
 from abc import abstractmethod
 from dataclasses import replace
@@ -23,19 +23,15 @@ from hybrid_tokenizer.text import BertTokens, CachedText, CLIPText, MiniLMText, 
 from hybrid_tokenizer.training.config import QFORMER, ContrastiveOptions, QuantizeOptions
 from hybrid_tokenizer.training.objective import Objective, Validated
 
-TEACHER_SIZE = (
-    192  # EfficientNet-lite's last stage has stride 32: 6 x 6 positions; at 256 px the teacher takes half of a step
-)
+TEACHER_SIZE = 192
+"""EfficientNet-lite's last stage has stride 32, so 6 x 6 positions. At 256 px the teacher would take half of a step's time."""
 TEACHER_WIDTH = 320
 SENTENCE_TEMPERATURE = 0.05
 
 
 class SentenceHeads(nn.Module):
-    """Projections of eq. 6 for a frozen sentence encoder, the temperature, and the distillation of a feature network.
-
-    With a vision encoder that starts from random weights, captions of a few thousand photographs teach little about
-    images: `teacher` lets its patches also predict the feature network's map.
-    """
+    """Projections of eq. 6 for a frozen sentence encoder, the temperature, and `teacher`, by which patches predict the map of a
+    feature network (`ContrastiveOptions.distillation`)."""
 
     def __init__(self, width: int, vision_width: int, text_width: int, options: ContrastiveOptions):
         super().__init__()
@@ -47,10 +43,9 @@ class SentenceHeads(nn.Module):
 
 
 class ContrastiveObjective(Objective):
-    """Stage 1: eq. 6 between the last causal embedding and a caption. How captions become features is the subclass's.
+    """Stage 1: eq. 6 between the last causal embedding and a caption. Subclasses turn captions into features.
 
-    `model` is the whole tokenizer; what stage 2 trains has no gradient here. A frozen vision encoder keeps its last
-    LayerNorm trained, as SEED's does.
+    `model` is the whole tokenizer, and the parts that stage 2 trains have no gradient here.
     """
 
     def __init__(self, model: SemanticTokenizer, options: ContrastiveOptions):
@@ -70,15 +65,15 @@ class ContrastiveObjective(Objective):
 
     @abstractmethod
     def image_features(self, causal_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b f"]:
-        """z_i, unit length."""
+        """z_i of eq. 6, with unit length."""
 
     @abstractmethod
     def text_features(self, captions: list[str]) -> Float[Tensor, "b f"]:
-        """t_i, unit length."""
+        """t_i of eq. 6, with unit length."""
 
     @abstractmethod
     def floored_temperature(self) -> Float[Tensor, ""]:
-        """The temperature, not below its floor."""
+        """The learnt temperature, or its floor where that is higher."""
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         image_embeds = self.model.image_embeds(batch["images"])
@@ -101,11 +96,11 @@ class ContrastiveObjective(Objective):
         }
 
     def further_losses(self, batch: dict[str, Any], image_embeds: Tensor) -> dict[str, Float[Tensor, ""]]:
-        """Losses beside eq. 6, each with a weight of its name."""
+        """Losses beside eq. 6. Each is weighted by the option of its name."""
         return {}
 
     def validate(self, batches: list[dict[str, Any]]) -> Validated:
-        """Retrieval over the validation pairs, both directions."""
+        """Retrieval among the validation pairs, in both directions."""
         image_rows, text_rows = [], []
         for batch in batches:
             image_rows.append(self.image_features(self.model.causal_embeds(batch["images"])))
@@ -120,7 +115,7 @@ class ContrastiveObjective(Objective):
 
 
 class SentenceContrastive(ContrastiveObjective):
-    """Captions by the frozen sentence encoder of the embedded preset and a projection."""
+    """Stage 1 with captions encoded by the embedded preset's frozen sentence encoder and a projection."""
 
     def __init__(self, model: SemanticTokenizer, options: ContrastiveOptions):
         super().__init__(model, options)
@@ -143,7 +138,7 @@ class SentenceContrastive(ContrastiveObjective):
         return {"distillation": self.distillation(image_embeds, batch["images"])} if self.options.distillation else {}
 
     def distillation(self, image_embeds: Tensor, images: Tensor) -> Float[Tensor, ""]:
-        """1 - cosine between each patch's prediction and the teacher's features there."""
+        """1 - cosine between each patch's prediction and the teacher's features at its place."""
         with torch.no_grad():
             target = self.frozen["teacher"].features(resize_bicubic(images, (TEACHER_SIZE, TEACHER_SIZE)))[-1]
         side = round((image_embeds.shape[1] - 1) ** 0.5)
@@ -153,9 +148,9 @@ class SentenceContrastive(ContrastiveObjective):
 
 
 class QFormerContrastive(ContrastiveObjective):
-    """BLIP-2's and SEED's way: captions through the causal Q-Former's self-attention, compared by their [CLS] output.
+    """Stage 1 as in BLIP-2 and SEED: a caption goes through the causal Q-Former's self-attention, and its [CLS] output counts.
 
-    The heads are exported beside the tokenizer, so that stage 1 can go on from there.
+    Export writes the heads beside the tokenizer, so that stage 1 can continue from that folder.
     """
 
     def __init__(
@@ -187,7 +182,7 @@ class QFormerContrastive(ContrastiveObjective):
 
 
 def build_contrastive(model: SemanticTokenizer, options: ContrastiveOptions, init: str | None) -> ContrastiveObjective:
-    """Stage 1 as `options.text` says. `init` is the folder that `model` came from: its heads, if it has any, go on."""
+    """Stage 1 for `options.text`. `init` is the folder that `model` was loaded from; heads stored there are used."""
     if options.text != QFORMER:
         return SentenceContrastive(model, options)
     tokens = BertTokens(options.tokenizer)
@@ -195,7 +190,8 @@ def build_contrastive(model: SemanticTokenizer, options: ContrastiveOptions, ini
     if stored is not None and stored.is_dir():
         heads = ContrastiveHeads.from_pretrained(stored)
     else:
-        print(f"stage-1 heads start from random weights ({stored or 'semantic.init'} is not there)", flush=True)
+        reason = "semantic.init is not given" if stored is None else f"{stored} does not exist"
+        print(f"stage-1 heads start from random weights: {reason}", flush=True)
         sizes = ContrastiveConfig.matching(model.config, tokens.vocab_size, feature_width=options.feature_width)
         heads = ContrastiveHeads(replace(sizes, temperature=options.temperature))
     return QFormerContrastive(model, options, heads, tokens)
@@ -210,7 +206,7 @@ class QuantizeObjective(Objective):
         options: QuantizeOptions,
         text: MiniLMText | CLIPText | CachedText | None = None,
     ):
-        """text: the frozen tower of eq. 8, as wide as the generation embeddings; None is the embedded sentence encoder."""
+        """text: gives the targets of eq. 8, as wide as the generation embeddings; None is the embedded sentence encoder."""
         super().__init__()
         if model.cosine is None:
             raise HybridTokenizerError("stage=quantize needs the cosine stack of eq. 7; set semantic.cosine_stack=true")
@@ -218,8 +214,8 @@ class QuantizeObjective(Objective):
         made = (model.config.num_generation_embeds, model.config.generation_width)
         if made != (text.length, text.width):
             raise HybridTokenizerError(
-                f"the text encoder gives {text.length} x {text.width} a caption, this tokenizer {made[0]} x {made[1]}; "
-                "give the Stable Diffusion in use as quantize.text, and a SEED v1 tokenizer (SEED-2 makes one image embedding)"
+                f"the text encoder gives {text.length} x {text.width} per caption, this tokenizer {made[0]} x {made[1]}; "
+                "give the Stable Diffusion in use as quantize.text, and a SEED v1 tokenizer (SEED-2 has one image embedding)"
             )
         self.model, self.options = model, options
         for part in (model.vision, model.causal_qformer):
@@ -228,7 +224,7 @@ class QuantizeObjective(Objective):
 
     def train(self, mode: bool = True) -> "QuantizeObjective":
         super().train(mode)
-        self.model.vision.eval()  # the reference leaves dropout of its frozen Q-Former on; a frozen target should not move
+        self.model.vision.eval()  # SEED leaves the dropout of its frozen Q-Former on, which makes the target noisy
         self.model.causal_qformer.eval()
         return self
 
@@ -249,8 +245,10 @@ class QuantizeObjective(Objective):
         return {**losses, "total": total}
 
     def validate(self, batches: list[dict[str, Any]]) -> Validated:
-        """Eq. 7's cosine after subtracting the mean embedding a query, the same to another image's embeddings, eq. 8,
-        codebook use, and caption retrieval from the decoded tokens."""
+        """Eqs. 7 and 8, codebook use, and caption retrieval from the decoded tokens.
+
+        The centred cosines subtract each query's mean embedding first. That of another image's embeddings shows chance level.
+        """
         use = CodebookUse(self.model.codebook_size)
         causal, decoded, generated, texts, errors = [], [], [], [], []
         for batch in batches:
@@ -283,13 +281,14 @@ class QuantizeObjective(Objective):
 
 
 def later_parts(model: SemanticTokenizer) -> list[nn.Module]:
-    """What stage 2 trains."""
+    """The parts that stage 2 trains."""
     parts = [model.encode_task, model.quantizer, model.decode_task, model.cosine, model.generation]
     return [part for part in parts if part is not None]
 
 
 def recall_at(similarities: Float[Tensor, "n n"], k: int) -> float:
-    """Share of rows whose own column is among the `k` largest. Ties count against: a constant matrix scores chance or less."""
+    """Share of rows whose own column is among the `k` largest. Ties count as wrong, so a constant matrix scores no better than
+    chance."""
     own = similarities.diagonal()[:, None]
     rank = (similarities >= own).sum(1)
     return (rank <= k).double().mean().item()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: plain tensors and numbers in a folder that appears whole or not at all."""
+"""Checkpoints and log of a run. A checkpoint is a folder of plain tensors and numbers that is written atomically."""
 
 import json
 import os
@@ -16,7 +16,7 @@ MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimize
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
-    """Optimizer state as `parameter name/entry` -> tensor."""
+    """The optimizer's state as tensors named `PARAMETER/ENTRY`."""
     return {
         f"{names[parameter]}/{entry}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
@@ -27,7 +27,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, s
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], packed: dict[str, Tensor], source: str
 ) -> None:
-    """The reverse of `pack_optimizer`; raises when a tensor belongs to no parameter."""
+    """Load what `pack_optimizer` gave. Raises when a tensor belongs to no parameter."""
     by_name = {name: parameter for parameter, name in names.items()}
     for key, value in packed.items():
         name, entry = key.rsplit("/", 1)
@@ -45,7 +45,7 @@ def unpack_optimizer(
 def save_checkpoint(
     root: Path, step: int, keep: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]
 ) -> Path:
-    """Write `root`/step-N through a temporary folder and a rename, then drop the oldest beyond `keep`."""
+    """Write `root`/step-N through a temporary folder and a rename, then delete all but the newest `keep` checkpoints."""
     final = root / f"step-{step:08d}"
     temporary = root / f".{final.name}.{os.getpid()}.tmp"
     for stale in root.glob(".step-*.tmp"):  # left by a killed run
@@ -60,7 +60,7 @@ def save_checkpoint(
     os.replace(temporary, final)
     _sync_folder(root)
     earlier = [folder for folder in sorted(root.glob("step-*")) if folder.name <= final.name]
-    for old in earlier[:-keep]:  # later ones are damaged, or this step would not have been trained again
+    for old in earlier[:-keep]:  # a later checkpoint is damaged: otherwise the run would have resumed from it
         shutil.rmtree(old)
     return final
 
@@ -74,7 +74,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def find_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint under `root` and its facts. Damaged ones are named and passed over."""
+    """The newest undamaged checkpoint under `root` and its facts. Reports the damaged ones that it passes over."""
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
             facts = read_json(folder / STATE)
@@ -93,18 +93,18 @@ def find_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def load_checkpoint_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensor files of a checkpoint by name."""
+    """The tensors of a checkpoint by file name."""
     return {path.name: load_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """One line at the end of a log; a line cut off by a kill is mended by `trim_jsonl` on resuming."""
+    """Add a line to a log. If a kill cuts it off, `trim_jsonl` removes it on resuming."""
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def trim_jsonl(path: Path, last_step: int) -> None:
-    """Drop rows after `last_step`, and a half-written last row, so that a resumed log reads like an unbroken one."""
+    """Remove the rows after `last_step` and a half-written row, so that a resumed log equals that of an unbroken run."""
     if not path.exists():
         return
     rows = []

@@ -1,4 +1,4 @@
-"""TensorBoard files whose names follow from the run: TensorBoard's own writer puts the time and the host into them."""
+"""Writes TensorBoard files with reproducible names. TensorBoard's own writer puts time and host name into them."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,10 @@ from accelerate.tracking import GeneralTracker, on_main_process
 
 
 class TensorBoardEvents(GeneralTracker):
-    """Scalars to `folder`/events.out.tfevents.from-step-N, one file a start; a resumed run's replaces what it repeats."""
+    """Writes scalars to `folder`/events.out.tfevents.from-step-N, one file per start of the run.
+
+    The file of a resumed run hides the steps of earlier files that it repeats.
+    """
 
     name = "tensorboard"
     requires_logging_directory = False
@@ -33,7 +36,7 @@ class TensorBoardEvents(GeneralTracker):
         self._write(Event(file_version="brain.Event:2"))
         self._write(
             Event(session_log=SessionLog(status=SessionLog.START), step=self.from_step + 1)
-        )  # drops later events
+        )  # TensorBoard hides later steps of earlier files
 
     @on_main_process
     def log(self, values: dict[str, float], step: int | None = None) -> None:
