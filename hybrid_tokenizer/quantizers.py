@@ -57,8 +57,10 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise HybridTokenizerError(f"quantizer kind={self.kind!r} is unknown; use one of {', '.join(KINDS)}")
-        if self.codebook_size < 2:
-            raise HybridTokenizerError(f"codebook_size={self.codebook_size} must be at least 2")
+        if self.codebook_size < 2 or self.codebook_dim < 1:
+            raise HybridTokenizerError(
+                f"codebook_size={self.codebook_size} and codebook_dim={self.codebook_dim} must be at least 2 and 1"
+            )
         if self.kind == "fsq":
             if not self.fsq_levels or math.prod(self.fsq_levels) != self.codebook_size:
                 raise HybridTokenizerError(
@@ -68,7 +70,7 @@ class QuantizerConfig:
                 raise HybridTokenizerError(
                     f"codebook_dim={self.codebook_dim} must equal the {len(self.fsq_levels)} fsq_levels"
                 )
-        if self.kind == "lfq" and 2**self.codebook_dim != self.codebook_size:
+        if self.kind == "lfq" and math.log2(self.codebook_size) != self.codebook_dim:  # no power of a wild number
             raise HybridTokenizerError(
                 f"lfq needs codebook_size = 2**codebook_dim; got {self.codebook_size} and {self.codebook_dim}"
             )

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.sampling import Condition, image_generators, load_diffusers, sample
-from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign
+from hybrid_tokenizer.checkpoints.files import check_finite, fill, is_plain, read_foreign, read_pickle
 from hybrid_tokenizer.checkpoints.keys.lavit import decoder_to_model, encoder_to_model, join_files
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import check_range, normalize_clip, resize_bicubic
@@ -319,17 +319,14 @@ def build_tokenizer(
 ) -> LavitTokenizer:
     """The tokenizer from `checkpoints.lavit.join_files` of its two files; the weights do not tell the heads."""
     converted, sizes = encoder_to_model(state, source)
-    model = LavitTokenizer(LavitConfig(**sizes, vision_heads=vision_heads, merger_heads=merger_heads))
-    load_strict(model, converted, source)
-    return model.eval()
+    config = LavitConfig(**sizes, vision_heads=vision_heads, merger_heads=merger_heads)
+    return fill(lambda: LavitTokenizer(config), converted, source)
 
 
 def build_token_decoder(state: dict[str, Tensor], source: str, heads: int = 16) -> LavitTokenDecoder:
     """A token decoder from its file."""
     converted, sizes = decoder_to_model(state, source)
-    model = LavitTokenDecoder(LavitDecoderConfig(**sizes, heads=heads))
-    load_strict(model, converted, source)
-    return model.eval()
+    return fill(lambda: LavitTokenDecoder(LavitDecoderConfig(**sizes, heads=heads)), converted, source)
 
 
 @dataclass(frozen=True)
@@ -406,15 +403,12 @@ def load_lavit_row(name: str, folder: Path, heads: int = 16) -> LavitRow:
     lowres = name.endswith("lowres")
     files, pixels = folder / "visual_tokenizer", folder / ("pixel_decoding" if lowres else "highres_pixel_decoding")
 
-    def read(file: str) -> dict[str, Tensor]:
-        return {key: value.float() for key, value in read_foreign(files / file).items()}
-
-    encoder = read("tokenizer_encoder.bin")
+    encoder = read_foreign(files / "tokenizer_encoder.bin")
     if not any(key.startswith("encoder.") for key in encoder):
-        encoder = join_files([read("eva_vitg_psz14.bin"), encoder])
+        encoder = join_files([read_foreign(files / "eva_vitg_psz14.bin"), encoder])
     tokenizer = build_tokenizer(encoder, str(files), heads, heads)
     file = "tokenizer_decoder.bin" if lowres else "highres_tokenizer_decoder.bin"
-    decoder = build_token_decoder(read(file), str(files / file), heads)
+    decoder = build_token_decoder(read_foreign(files / file), str(files / file), heads)
     if (decoder.pool is None) != lowres:
         raise HybridTokenizerError(f"{files / file} is the other decoder of the two; download LaVIT's folder again")
     null_states = read_null_states(pixels / "uncond_embeddings.bin") if lowres else None
@@ -429,7 +423,8 @@ def read_null_states(path: Path) -> Float[Tensor, "n d"]:
     """The stored states of no condition, one tensor."""
     if not path.is_file():
         raise HybridTokenizerError(f"{path} does not exist; download LaVIT's pixel_decoding folder")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(stored, Tensor) or stored.ndim != 3:
-        raise HybridTokenizerError(f"{path} is not a tensor of shape 1 x n x d; download it again")
+    stored = read_pickle(path)
+    if not (is_plain(stored) and stored.is_floating_point() and stored.ndim == 3 and stored.numel()):
+        raise HybridTokenizerError(f"{path} is not a floating tensor of shape 1 x n x d; download it again")
+    check_finite({"the tensor": stored}, str(path))
     return stored[0].float()

@@ -19,7 +19,7 @@ from torch import nn
 from hybrid_tokenizer.baselines.grid_row import GridRow
 from hybrid_tokenizer.baselines.registry import BASELINES, Baseline
 from hybrid_tokenizer.checkpoints import hub
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, file_hash, read_foreign, read_json
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, file_hash, one_line, read_config, read_foreign
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.protocol import ImageTokenizer
 
@@ -37,15 +37,17 @@ def load_baseline(name: str, path: str | Path | None = None) -> ImageTokenizer:
     if baseline.family.reads == "row":
         if not Path(path).is_dir():
             raise HybridTokenizerError(f"{path} is not a folder; give {baseline.family.layout}")
-        return function_of(baseline.family.builder)(name, Path(path))
-    if baseline.family.converted is not None and (Path(path) / CONFIG_NAME).is_file():
+        with one_line(str(path)):
+            return function_of(baseline.family.builder)(name, Path(path))
+    builder = baseline.family.converted if (Path(path) / CONFIG_NAME).is_file() else None
+    if builder is not None:
         found = Path(path)
-        model = function_of(baseline.family.converted)(found)
     else:
         found = (find_folder if baseline.family.reads == "folder" else hub.find_file)(name, path, baseline.sources)
         if baseline.sha256 is not None and (digest := file_hash(found)) != baseline.sha256:
             raise HybridTokenizerError(f"{found} has sha256 {digest}, {name} has {baseline.sha256}; download it again")
-        model = build(baseline, found)
+    with one_line(str(found)):
+        model = build(baseline, found) if builder is None else function_of(builder)(found)
     check_published(name, baseline, model, found)
     return GridRow(name, model, model.config.image_size if baseline.family.fixed_size else None)
 
@@ -82,11 +84,7 @@ def build(baseline: Baseline, path: Path) -> nn.Module:
     builder: Callable[..., nn.Module] = function_of(baseline.family.builder)
     if baseline.family.reads == "folder":
         return builder(path)
-    state = {
-        key: value.float() if value.is_floating_point() else value
-        for key, value in read_foreign(path, baseline.family.wrappers).items()
-    }
-    return builder(state, str(path), **settings_beside(baseline, path))
+    return builder(read_foreign(path, baseline.family.wrappers), str(path), **settings_beside(baseline, path))
 
 
 def settings_beside(baseline: Baseline, path: Path) -> dict[str, Any]:
@@ -94,7 +92,7 @@ def settings_beside(baseline: Baseline, path: Path) -> dict[str, Any]:
     config = path.with_name(CONFIG_NAME)
     if baseline.family.settings is None or not config.is_file():
         return {}
-    return function_of(baseline.family.settings)(read_json(config), str(config))
+    return function_of(baseline.family.settings)(read_config(config), str(config))
 
 
 def check_published(name: str, baseline: Baseline, model: nn.Module, path: Path) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.residual import NORM_EPS, NORM_GROUPS, blocks
-from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.files import fill
 from hybrid_tokenizer.checkpoints.keys.seed_voken import magvit2_to_model
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -174,6 +174,4 @@ def indices_to_signs(indices: Int[Tensor, "b h w"], num_bits: int) -> Float[Tens
 def build_magvit2(state: dict[str, Tensor], source: str) -> Magvit2:
     """Open-MAGVIT2 from its checkpoint, with the averaged weights where the file has them."""
     converted, sizes = magvit2_to_model(state, source)
-    model = Magvit2(Magvit2Config(**sizes))
-    load_strict(model, converted, source)
-    return model.eval()
+    return fill(lambda: Magvit2(Magvit2Config(**sizes)), converted, source)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.sampling import Condition, image_generators, sample
 from hybrid_tokenizer.baselines.unclip import UnclipDecoder, load_unclip
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_strict, read_foreign
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, fill, read_foreign
 from hybrid_tokenizer.checkpoints.keys import blip2, seed
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -140,11 +140,8 @@ def build_seed_tokenizer(
     states: list[dict[str, Tensor]], source: str, heads: HeadCounts, wanted: str = "seed1"
 ) -> SemanticTokenizer:
     """The tokenizer of the family `wanted` from the states of its files, in any order that `blip2.join_files` joins."""
-    joined = {
-        key: value.float() if value.is_floating_point() else value for key, value in blip2.join_files(states).items()
-    }
+    joined = blip2.join_files(states)
     variant = seed.check_variant(joined, wanted)
     state = seed.convert_seed(joined, variant)
-    tokenizer = SemanticTokenizer(seed_config(state, variant, seed.reverse_layers(joined, variant), heads))
-    load_strict(tokenizer, state, source)
-    return tokenizer.eval()
+    config = seed_config(state, variant, seed.reverse_layers(joined, variant), heads)
+    return fill(lambda: SemanticTokenizer(config), state, source)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.residual import NORM_EPS, NORM_GROUPS, blocks
-from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.files import fill
 from hybrid_tokenizer.checkpoints.keys.titok import titok_to_model
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import to_unit
@@ -279,6 +279,4 @@ def build_titok(
         sizes |= {"encoder_heads": heads, "decoder_heads": heads}
     if unit_codes is not None:
         sizes["unit_codes"] = unit_codes
-    model = TiTok(TiTokConfig(**sizes))
-    load_strict(model, converted, source)
-    return model.eval()
+    return fill(lambda: TiTok(TiTokConfig(**sizes)), converted, source)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.baselines.vqgan import Backbone
-from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.files import fill
 from hybrid_tokenizer.checkpoints.keys.var import var_to_backbone
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig
@@ -120,6 +120,5 @@ def build_var(
     """VAR's VQVAE from its checkpoint."""
     converted, sizes = var_to_backbone(state, source)
     num_residuals = sizes.pop("num_residuals")
-    model = VarVae(GuideConfig.from_dict(sizes), num_residuals, residual_ratio, scales)
-    load_strict(model, converted, source)
-    return model.eval()
+    config = GuideConfig.from_dict(sizes)
+    return fill(lambda: VarVae(config, num_residuals, residual_ratio, scales), converted, source)

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.files import fill
 from hybrid_tokenizer.checkpoints.keys.llamagen import llamagen_to_backbone
 from hybrid_tokenizer.checkpoints.keys.movqgan import movqgan_to_guide
 from hybrid_tokenizer.checkpoints.keys.seed_voken import ibq_to_backbone
@@ -162,7 +162,7 @@ def build_vqgan(state: State, source: str) -> GuideTokenizer:
     converted, sizes = taming_to_guide(state, source)
     if sizes["norm_type"] != "group":
         raise HybridTokenizerError(f"{source} has MoVQ's spatial norms; load it as movq")
-    return branch_one(converted, GuideConfig.from_dict(sizes), source)
+    return fill(lambda: GuideTokenizer(GuideConfig.from_dict(sizes)), converted, source)
 
 
 def build_movq(state: State, source: str) -> GuideTokenizer:
@@ -170,7 +170,7 @@ def build_movq(state: State, source: str) -> GuideTokenizer:
     converted, sizes = movqgan_to_guide(state, source)
     if sizes["norm_type"] != "spatial":
         raise HybridTokenizerError(f"{source} has no spatial norms, so it is no MoVQ; load it as vqgan")
-    return branch_one(converted, GuideConfig.from_dict(sizes), source)
+    return fill(lambda: GuideTokenizer(GuideConfig.from_dict(sizes)), converted, source)
 
 
 def build_movq_folder(folder: Path) -> GuideTokenizer:
@@ -178,14 +178,7 @@ def build_movq_folder(folder: Path) -> GuideTokenizer:
     state, config = read_base(folder)
     if config.norm_type != "spatial" or config.stem != "none":
         raise HybridTokenizerError(f"{folder} has no spatial norms, or a stem: it is no MoVQ; give a folder named movq")
-    return branch_one(state, config, str(folder))
-
-
-def branch_one(state: State, config: GuideConfig, source: str) -> GuideTokenizer:
-    """Branch I's own class with these weights."""
-    model = GuideTokenizer(config)
-    load_strict(model, state, source)
-    return model.eval()
+    return fill(lambda: GuideTokenizer(config), state, str(folder))
 
 
 def build_gumbel(state: State, source: str) -> Backbone:
@@ -206,6 +199,5 @@ def build_llamagen(state: State, source: str) -> Backbone:
 def with_codebook(kind: type[Codebook], state: State, sizes: dict[str, Any], source: str) -> Backbone:
     """The backbone around a codebook of that kind, with these weights."""
     config = GuideConfig.from_dict(sizes)
-    model = Backbone(config, kind(config.quantizer.codebook_size, config.quantizer.codebook_dim))
-    load_strict(model, state, source)
-    return model.eval()
+    quantizer = config.quantizer
+    return fill(lambda: Backbone(config, kind(quantizer.codebook_size, quantizer.codebook_dim)), state, source)

@@ -4,14 +4,14 @@ import re
 
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import shorten
+from hybrid_tokenizer.checkpoints.files import MAX_LAYERS, shorten
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 Table = dict[str, str | None]
 
 
 def rule_of(key: str, table: Table) -> str | None:
-    """The longest rule that fits: a rule ending in a dot fits every key below it, any other only that very key."""
+    """The longest rule that fits `key`: a rule that ends in a dot fits every key below it, any other only itself."""
     fits = (rule for rule in table if key == rule or (rule.endswith(".") and key.startswith(rule)))
     return max(fits, key=len, default=None)
 
@@ -41,7 +41,12 @@ def dropped_keys(state_dict: dict[str, Tensor], table: Table) -> list[str]:
 
 
 def count_layers(state_dict: dict[str, Tensor], prefix: str) -> int:
-    """Number of layers below `prefix`, e.g. `blocks.` with `blocks.0.` to `blocks.38.`: 39. 0 where there is none."""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    """Number of layers below `prefix`: 39 for `blocks.` with `blocks.0.` to `blocks.38.`, 0 where there is none."""
+    pattern = re.compile(re.escape(prefix) + r"([0-9]{1,9})\.")
     found = (pattern.match(key) for key in state_dict)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    count = max((int(match[1]) + 1 for match in found if match), default=0)
+    if count > MAX_LAYERS:
+        raise HybridTokenizerError(
+            f"the checkpoint has a weight of {prefix}{count - 1}, expected at most {MAX_LAYERS} layers; download it again"
+        )
+    return count

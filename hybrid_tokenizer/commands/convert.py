@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import read_foreign
+from hybrid_tokenizer.checkpoints.files import one_line, read_foreign
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 
@@ -49,8 +49,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not paths:
         raise HybridTokenizerError(f"{path} holds no .safetensors file; give the weight files themselves")
-    state = {key: value for one in paths for key, value in read_foreign(one).items()}
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return {key: value for one in paths for key, value in read_foreign(one).items()}
 
 
 def convert(kind: str, paths: Sequence[Path], folder: Path) -> list[str]:
@@ -59,7 +58,8 @@ def convert(kind: str, paths: Sequence[Path], folder: Path) -> list[str]:
         raise HybridTokenizerError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}")
     chosen = KINDS[kind]
     function = getattr(import_module(chosen.module), chosen.function)
-    return function(list(paths) if chosen.reads_paths else [read_state(path) for path in paths], folder)
+    with one_line(f"the {kind} checkpoint"):
+        return function(list(paths) if chosen.reads_paths else [read_state(path) for path in paths], folder)
 
 
 def main() -> None:

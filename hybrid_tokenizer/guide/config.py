@@ -1,15 +1,16 @@
-"""Every number of Branch I. What follows from them is a property; contradictions can not be built."""
+"""Every number of Branch I. What follows from them is a property; contradictions cannot be built."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from hybrid_tokenizer.checkpoints.configs import from_json
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig
 
 STEMS = ("none", "residual_front", "unshuffle", "appended")
-NESTED_KINDS = ("vq", "ema", "simvq")  # the others' codes have a fixed length and can not follow a shrinking residual
+NESTED_KINDS = ("vq", "ema", "simvq")  # the others' codes have a fixed length and cannot follow a shrinking residual
 SCALE_INTERPOLATIONS = ("bicubic", "bilinear", "cosine")
 PAPER_GUIDE_SIZES = (128, 64, 32, 16)
 
@@ -50,6 +51,9 @@ class GuideConfig:
     prefix_dropout: float = 0.5
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "z_channels", "norm_num_groups", "stem_channels", "refiner_channels"):
+            if getattr(self, name) < 1:
+                raise HybridTokenizerError(f"{name}={getattr(self, name)} must be at least 1")
         if self.norm_type not in ("spatial", "group"):
             raise HybridTokenizerError(
                 f"norm_type={self.norm_type!r} is unknown; use 'spatial' (MoVQ) or 'group' (VQGAN)"
@@ -114,7 +118,7 @@ class GuideConfig:
             raise HybridTokenizerError(
                 f"{name}_channels={channels} and {name}_layers={layers} need at least one level and layer"
             )
-        if any(c % self.norm_num_groups for c in channels):
+        if any(c < 1 or c % self.norm_num_groups for c in channels):
             raise HybridTokenizerError(
                 f"{name}_channels={channels} must be multiples of norm_num_groups={self.norm_num_groups}; change one of them"
             )
@@ -167,17 +171,9 @@ class GuideConfig:
         return [tuple(max(1, round(side * scale / full)) for side in grid_size) for scale in self.guide_scales]
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "GuideConfig":
-        """The config of a `config.json`; unknown names raise."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise HybridTokenizerError(
-                f"unknown guide config names: {', '.join(unknown)}; was it written by another version?"
-            )
-        values = dict(values)
-        if isinstance(values.get("quantizer"), dict):
-            values["quantizer"] = QuantizerConfig(**values["quantizer"])
-        return cls(**values)
+    def from_dict(cls, values: dict[str, Any], source: str = "the guide configuration") -> "GuideConfig":
+        """The configuration of a `config.json`; unknown names and values of another type raise."""
+        return from_json(cls, values, source)
 
     @classmethod
     def tiny(cls, guide_size: int = 128, nested: bool = False) -> "GuideConfig":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybrid_tokenizer.checkpoints.files import load_strict
+from hybrid_tokenizer.checkpoints.files import fill
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.tokenizer import GuideTokenizer
 from hybrid_tokenizer.guide.warm_start import read_base
@@ -24,8 +24,7 @@ def convert_movq(paths: Sequence[Path], folder: Path) -> list[str]:
             f"{paths[0]} is no MoVQ: its decoder has no spatial norms, or its encoder has a stem; give MoVQGAN's .ckpt or "
             "Kandinsky's folder movq/"
         )
-    model = GuideTokenizer(config)
-    load_strict(model, state, str(paths[0]))
+    model = fill(lambda: GuideTokenizer(config), state, str(paths[0]))
     model.save_pretrained(folder)
     return [
         f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M weights, {config.quantizer.codebook_size} codes, "

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component, read_config, save_component
 from hybrid_tokenizer.dct import CosineScale, LinearPath
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
@@ -339,9 +339,8 @@ class GuideTokenizer(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "GuideTokenizer":
         """What `save_pretrained` wrote, in evaluation mode."""
         folder = Path(folder)
-        tokenizer = cls(GuideConfig.from_dict(read_json(folder / CONFIG_NAME)))
-        load_strict(tokenizer, load_component_state(folder), str(folder))
-        return tokenizer.eval()
+        config = GuideConfig.from_dict(read_config(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
+        return load_component(folder, lambda: cls(config))
 
 
 def block_types(levels: int, attention: Sequence[int], plain: str) -> tuple[str, ...]:

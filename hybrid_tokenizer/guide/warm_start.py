@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_foreign, read_json
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_config, read_foreign
 from hybrid_tokenizer.checkpoints.keys.movqgan import diffusers_vq_to_guide, movqgan_to_guide
 from hybrid_tokenizer.checkpoints.keys.taming import is_spatial, taming_to_guide
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -55,9 +55,9 @@ def read_base(path: Path) -> tuple[dict[str, Tensor], GuideConfig]:
         state = read_foreign(path)
         converted, sizes = (movqgan_to_guide if is_spatial(state) else taming_to_guide)(state, str(path))
         return converted, GuideConfig.from_dict(sizes)
-    values = read_json(path / CONFIG_NAME)
+    values = read_config(path / CONFIG_NAME)
     if "block_out_channels" not in values:
-        return load_component_state(path), GuideConfig.from_dict(values)
+        return load_component_state(path), GuideConfig.from_dict(values, str(path / CONFIG_NAME))
     found = [path / name for name in DIFFUSERS_WEIGHTS if (path / name).is_file()]
     if not found:
         raise HybridTokenizerError(

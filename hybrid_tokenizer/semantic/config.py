@@ -47,6 +47,12 @@ class SemanticConfig:
     dropout: float = 0.0  # hidden and attention dropout of the Q-Formers; SEED trains with 0.1
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name.endswith("_layers") else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise HybridTokenizerError(f"{name}={value} must be at least {least}")
+        if not all(width >= 1 for width in self.mlp_widths):
+            raise HybridTokenizerError(f"mlp_widths={self.mlp_widths} must be at least 1 each")
         if self.variant not in VARIANTS:
             raise HybridTokenizerError(f"variant={self.variant!r} is unknown; use one of {', '.join(VARIANTS)}")
         if self.image_size % self.patch_size:

@@ -1,6 +1,6 @@
 """What stage 1 needs and a tokenizer does not: the text path through the causal Q-Former, projections, temperature."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,7 +9,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
+from hybrid_tokenizer.checkpoints.configs import from_json
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component, read_config, save_component
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.semantic.modules import INITIAL_STD, QFormer, additive_mask, causal_mask, init_linear
@@ -194,11 +195,6 @@ class ContrastiveHeads(nn.Module):
     def from_pretrained(cls, folder: Path | str) -> "ContrastiveHeads":
         """Saved heads, for going on with stage 1."""
         folder = Path(folder)
-        values = read_json(folder / CONFIG_NAME)
-        if not isinstance(values, dict) or set(values) != {field.name for field in fields(ContrastiveConfig)}:
-            raise HybridTokenizerError(
-                f"{folder / CONFIG_NAME} does not describe contrastive heads; give the folder that stage 1 wrote them to"
-            )
-        heads = cls(ContrastiveConfig(**values))
-        load_strict(heads, load_component_state(folder), str(folder))
-        return heads
+        path = folder / CONFIG_NAME
+        config = from_json(ContrastiveConfig, read_config(path), str(path), complete=True)
+        return load_component(folder, lambda: cls(config)).train()

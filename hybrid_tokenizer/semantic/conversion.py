@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import load_strict, shorten
+from hybrid_tokenizer.checkpoints.files import fill, load_strict, shorten
 from hybrid_tokenizer.checkpoints.keys import blip2, seed
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, dropped_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -107,8 +107,8 @@ def convert_seed_files(states: Sequence[State], folder: Path, wanted: str, heads
     variant = seed.check_variant(joined, wanted)
     merged = blip2.merge_qkv_bias(joined)
     state = seed.convert_seed(joined, variant)
-    tokenizer = SemanticTokenizer(seed_config(state, variant, seed.reverse_layers(joined, variant), heads))
-    load_strict(tokenizer, state, f"{wanted} checkpoint")
+    config = seed_config(state, variant, seed.reverse_layers(joined, variant), heads)
+    tokenizer = fill(lambda: SemanticTokenizer(config), state, f"{wanted} checkpoint")
     tokenizer.save_pretrained(folder)
     return [f"{variant}: {len(state)} tensors to {folder}", *dropped_lines(merged, seed.seed_table(merged, variant))]
 

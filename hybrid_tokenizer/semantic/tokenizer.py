@@ -1,7 +1,7 @@
 """Branch II: images to 32 causal semantic indices, and indices to generation embeddings."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_json, save_component
+from hybrid_tokenizer.checkpoints.configs import from_json
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component, read_config, save_component
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import check_range, normalize_clip, resize_bicubic
-from hybrid_tokenizer.quantizers import Quantized, QuantizerConfig, build_quantizer
+from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.semantic.modules import DecoderStack, GenerationHead, QFormer, VisionEncoder, task_layer
 
@@ -127,18 +128,6 @@ class SemanticTokenizer(nn.Module):
     def from_pretrained(cls, folder: Path | str) -> "SemanticTokenizer":
         """A saved tokenizer in eval mode, in fp32. Raises when a file is missing, damaged, or of another configuration."""
         folder = Path(folder)
-        tokenizer = cls(read_config(folder))
-        load_strict(tokenizer, load_component_state(folder), str(folder))
-        return tokenizer.eval()
-
-
-def read_config(folder: Path) -> SemanticConfig:
-    """`config.json` of a component folder."""
-    values = read_json(folder / CONFIG_NAME)
-    known = {field.name for field in fields(SemanticConfig)}
-    if not isinstance(values, dict) or set(values) != known or not isinstance(values["quantizer"], dict):
-        raise HybridTokenizerError(
-            f"{folder / CONFIG_NAME} does not describe a semantic tokenizer; give the folder of one, with the keys "
-            f"{', '.join(sorted(known))}"
-        )
-    return SemanticConfig(**{**values, "quantizer": QuantizerConfig(**values["quantizer"])})
+        path = folder / CONFIG_NAME
+        config = from_json(SemanticConfig, read_config(path), str(path), complete=True)
+        return load_component(folder, lambda: cls(config))

@@ -36,7 +36,7 @@ def test_sizes_that_do_not_fit_name_the_nearest():
 def test_json_round_trip():
     config = GuideConfig.tiny(64, nested=True)
     assert GuideConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    with pytest.raises(HybridTokenizerError, match="unknown guide config names: ch_mult"):
+    with pytest.raises(HybridTokenizerError, match="has unknown entries 'ch_mult'"):
         GuideConfig.from_dict({"ch_mult": [1]})
 
 
