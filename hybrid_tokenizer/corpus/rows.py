@@ -1,5 +1,6 @@
 """Rows of the corpus as Arrow tables: pixels on their way to a tokenizer, and tokens as they are stored."""
 
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
+from PIL import Image
 
 from hybrid_tokenizer.corpus.config import ViewConfig
 from hybrid_tokenizer.corpus.sources import Fetched
@@ -48,25 +50,35 @@ def cut_rows(fetched: Iterable[Fetched], config: ViewConfig) -> tuple[pa.Table, 
         try:
             if isinstance(data, UnreadableImage):
                 raise data
-            draft = 2 * config.image_size if config.jpeg_draft else None
-            image = open_rgb(Path(entry.key), data=data, draft_side=draft)
-            if min(image.size) < config.least_side:
-                raise UnreadableImage(
-                    Path(entry.key),
-                    f"{image.width}x{image.height}: its shorter side is under {config.least_side} px; see data.smallest_side",
+            image = open_rgb(
+                Path(entry.key), data=data, draft_side=2 * config.image_size if config.jpeg_draft else None
+            )
+            size = _whole_size(data, image) if config.jpeg_draft else image.size
+            if min(size) < config.least_side:
+                reason = (
+                    f"{size[0]}x{size[1]} px: its shorter side is under {config.least_side}; see data.smallest_side"
                 )
+                raise UnreadableImage(Path(entry.key), reason)
         except UnreadableImage as error:
             skipped.append(Skipped(entry.key, error.reason))
             continue
         source = Path(entry.file).name if entry.kind != "file" else ""
-        for view in cut_views(image, entry.key, config):
+        for view in cut_views(image, entry.key, config, size):
             pixels.append(np.asarray(view.image))
-            row = (row_id(entry.key, view.number), captions, *image.size, view.box, view.flipped, source)
+            row = (row_id(entry.key, view.number), captions, *size, view.box, view.flipped, source)
             for name, value in zip(facts, row, strict=True):
                 facts[name].append(value)
     table = with_skipped(pa.Table.from_pydict(facts, FACTS), skipped)
     side = config.image_size
     return table, np.stack(pixels) if pixels else np.empty((0, side, side, 3), np.uint8)
+
+
+def _whole_size(data: bytes, image: Image.Image) -> tuple[int, int]:
+    """Of the upright image in a file that was decoded at a reduced size."""
+    with Image.open(io.BytesIO(data)) as header:
+        width, height = header.size
+    turned = (width - height) * (image.width - image.height) < 0
+    return (height, width) if turned else (width, height)
 
 
 def with_skipped(table: pa.Table, skipped: Sequence[Skipped]) -> pa.Table:

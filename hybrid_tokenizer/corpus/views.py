@@ -18,21 +18,28 @@ class View(NamedTuple):
     """0 is the centre; random crops count from 1."""
     image: Image.Image
     box: tuple[float, float, float, float]
-    """Left, top, right, bottom in pixels of the upright image."""
+    """Left, top, right, bottom in pixels of the whole upright image."""
     flipped: bool
 
 
-def cut_views(image: Image.Image, key: str, config: ViewConfig) -> list[View]:
-    """The views of an image. They depend on the image, its key and the configuration alone."""
+def cut_views(image: Image.Image, key: str, config: ViewConfig, size: tuple[int, int] | None = None) -> list[View]:
+    """The views of an image. They depend on the image, its key and the configuration alone.
+
+    size: width and height of the whole image, where `image` was decoded smaller.
+    """
+    width, height = size or image.size
     if config.views == 0:
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
         return [View(0, fit_square(image, config.image_size), (left, top, left + side, top + side), False)]
+    across, down = image.width / width, image.height / height
     name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     views = []
     for number in range(1, config.views + 1):
-        box, flipped = draw_crop(image.size, config.crop, np.random.default_rng((config.seed, name, number)))
-        views.append(View(number, apply_crop(image, config.image_size, box, flipped), box, flipped))
+        rng = np.random.default_rng((config.seed, name, number))
+        box, flipped = draw_crop((width, height), config.crop, rng)
+        inside = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        views.append(View(number, apply_crop(image, config.image_size, inside, flipped), box, flipped))
     return views
 
 
