@@ -1,10 +1,15 @@
-"""Flood and mistreat the voting app and the demo page on loopback, and write what became of it."""
+"""Send abusive requests to the voting app and the demo page on loopback, and write how they responded.
+
+The number of requests and connections and the duration are bounded, and both servers are stopped at the end.
+"""
 
 import argparse
 import asyncio
+import contextlib
 import io
 import json
 import os
+import random
 import sqlite3
 import struct
 import subprocess
@@ -29,6 +34,9 @@ from hybrid_tokenizer.provenance import git_revision, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CONNECTIONS = 64
+REOPEN_SECONDS = 1.0
+HALF_A_HEAD = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+HALF_A_BODY = b"POST /api/vote HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 999\r\n\r\n{"
 
 
 class Server:
@@ -41,7 +49,7 @@ class Server:
         while not self.link:
             line = self.process.stdout.readline()
             if not line:
-                raise SystemExit(f"error: {arguments} ended before it listened; run it by hand to see why")
+                raise SystemExit(f"error: {arguments} ended before it listened; run it by itself to see why")
             self.link = line.removeprefix("listening on ").strip() if line.startswith("listening on ") else ""
 
     def memory_mb(self) -> float:
@@ -58,7 +66,7 @@ class Server:
 
 
 def on_the_wire(client: httpx2.AsyncClient, method: str, path: str, **options: Any) -> bytes:
-    """A request as bytes, made once: a client that thinks can not send 200 a second beside a server on the same cores."""
+    """A request as bytes, made in advance: building 200 per second would slow down the server on the same cores."""
     request = client.build_request(method, path, **options)
     head = f"{method} {request.url.raw_path.decode()} HTTP/1.1\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in request.headers.items()) + "\r\n"
@@ -66,7 +74,7 @@ def on_the_wire(client: httpx2.AsyncClient, method: str, path: str, **options: A
 
 
 async def flood(link: str, requests: list[bytes], rate: float, seconds: float) -> dict[str, Any]:
-    """`requests` in turn, sent by the clock over many connections, whether the last ones were answered or not."""
+    """Send `requests` in turn at a fixed rate over many connections, whether earlier ones were answered or not."""
     address, statuses = urlsplit(link), Counter()
     waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
 
@@ -106,13 +114,42 @@ async def flood(link: str, requests: list[bytes], rate: float, seconds: float) -
     }
 
 
-async def probe(client: httpx2.AsyncClient, until: asyncio.Event) -> dict[str, Any]:
-    """The page, asked for every quarter of a second meanwhile."""
+async def hold(link: str, count: int, data: bytes, end: asyncio.Event) -> dict[str, int]:
+    """Keep `count` connections open on which nothing follows `data`. A connection that the server closes is opened again."""
+    address, dropped = urlsplit(link), 0
+
+    async def connection() -> None:
+        nonlocal dropped
+        while not end.is_set():
+            writer = None
+            try:
+                reader, writer = await asyncio.open_connection(address.hostname, address.port)
+                writer.write(data)
+                reading, ending = asyncio.create_task(reader.read()), asyncio.create_task(end.wait())
+                await asyncio.wait((reading, ending), return_when=asyncio.FIRST_COMPLETED)
+                for task in (reading, ending):
+                    task.cancel()
+            except OSError:
+                pass
+            finally:
+                if writer is not None:
+                    writer.close()
+            dropped += not end.is_set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(end.wait(), REOPEN_SECONDS * random.uniform(0.5, 1.5))
+
+    await asyncio.gather(*(connection() for _ in range(count)))
+    return {"held": count, "dropped": dropped}
+
+
+async def probe(client: httpx2.AsyncClient, until: asyncio.Event, fresh: bool = False) -> dict[str, Any]:
+    """Request the page every quarter of a second, `fresh`: each time over a new connection."""
     seconds, failures = [], 0
+    headers = {"connection": "close"} if fresh else {}
     while not until.is_set():
         start = time.perf_counter()
         try:
-            failures += (await client.get("/")).status_code != 200
+            failures += (await client.get("/", headers=headers)).status_code != 200
         except httpx2.HTTPError:
             failures += 1
         seconds.append(time.perf_counter() - start)
@@ -123,32 +160,32 @@ async def probe(client: httpx2.AsyncClient, until: asyncio.Event) -> dict[str, A
         "failures": int(failures),
         "seconds_median": float(middle),
         "seconds_95": float(high),
-        "seconds_most": max(seconds),
+        "seconds_max": max(seconds),
     }
 
 
 async def honest_rater(client: httpx2.AsyncClient, headers: dict[str, str], sheet: dict[str, Any]) -> dict[str, Any]:
-    """Votes on every set as the page does: sends again until the server says that the vote is saved."""
-    told, retries = {}, 0
+    """Vote on every set as the page does: send a vote again until the server confirms it."""
+    confirmed, retries = {}, 0
     for one in sheet["sets"]:
         places = {name: place for place, name in enumerate(one["candidates"], 1)}
         ballot = {"study": sheet["study"], "set": one["id"], "places": places}
-        while one["id"] not in told:
+        while one["id"] not in confirmed:
             try:
                 answer = await client.post("/api/vote", headers=headers, json=ballot)
             except httpx2.HTTPError:
                 answer = None
             if answer is not None and answer.status_code == 200:
-                told[one["id"]] = places
+                confirmed[one["id"]] = places
             else:
                 retries += 1
                 await asyncio.sleep(0.5)
         await asyncio.sleep(1)
-    return {"told_saved": told, "retries": retries}
+    return {"confirmed": confirmed, "retries": retries}
 
 
 async def attack_study(server: Server, folder: Path, rate: float, seconds: float) -> dict[str, Any]:
-    """A flood of everything while one rater votes."""
+    """A flood of requests of all kinds while one rater votes."""
     async with (
         httpx2.AsyncClient(base_url=server.link, timeout=30) as client,
         httpx2.AsyncClient(base_url=server.link, timeout=30) as quiet,
@@ -166,7 +203,7 @@ async def attack_study(server: Server, folder: Path, rate: float, seconds: float
             on_the_wire(client, "POST", "/api/vote", headers={"x-participant": "forged2345"}, json=ballot),
             on_the_wire(
                 client, "POST", "/api/vote", headers={"x-participant": other}, json=ballot
-            ),  # the same vote, again and again
+            ),  # the same each time
             on_the_wire(
                 client, "POST", "/api/vote", headers={"x-participant": other}, json={**ballot, "study": "another"}
             ),
@@ -188,8 +225,8 @@ async def attack_study(server: Server, folder: Path, rate: float, seconds: float
     return {
         "flood": flooded,
         "page": probed,
-        "honest_votes_told_saved": len(rated["told_saved"]),
-        "honest_votes_lost": sum(of_honest.get(key) != value for key, value in rated["told_saved"].items()),
+        "honest_votes_confirmed": len(rated["confirmed"]),
+        "honest_votes_lost": sum(of_honest.get(key) != value for key, value in rated["confirmed"].items()),
         "honest_retries": rated["retries"],
         "votes_of_the_repeater": sum(code == other for code, *_ in rows),
         "repeated_once_more_is_new": alone[0],
@@ -198,8 +235,32 @@ async def attack_study(server: Server, folder: Path, rate: float, seconds: float
     }
 
 
+async def crowd_study(server: Server, idle: int, half_open: int, seconds: float) -> dict[str, Any]:
+    """Silent and half-open connections, and some with half a body, while one rater votes and others open the page."""
+    async with httpx2.AsyncClient(base_url=server.link, timeout=30) as client:
+        code = (await client.post("/api/join")).json()["code"]
+        sheet = (await client.get("/api/sheet", headers={"x-participant": code})).json()
+        before, end = server.memory_mb(), asyncio.Event()
+        kinds = {"idle": (idle, b""), "half_open": (half_open, HALF_A_HEAD), "half_a_body": (half_open, HALF_A_BODY)}
+        holding = [asyncio.create_task(hold(server.link, count, data, end)) for count, data in kinds.values()]
+        await asyncio.sleep(1)
+        probing = asyncio.create_task(probe(client, end, fresh=True))
+        rating = asyncio.create_task(honest_rater(client, {"x-participant": code}, sheet))
+        await asyncio.sleep(seconds)
+        during = server.memory_mb()
+        rated = await rating
+        end.set()
+        return {
+            "connections": dict(zip(kinds, await asyncio.gather(*holding), strict=True)),
+            "page": await probing,
+            "honest_votes_confirmed": len(rated["confirmed"]),
+            "honest_retries": rated["retries"],
+            "memory_mb": {"before": before, "during": during},
+        }
+
+
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that claims so many pixels in a kilobyte."""
+    """A PNG of a kilobyte whose header claims this size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -209,14 +270,14 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def black(side: int) -> bytes:
-    """A true PNG of one colour: small as a file, side x side x 3 bytes decoded."""
+    """A valid PNG of one colour: a small file, but side x side x 3 bytes when decoded."""
     buffer = io.BytesIO()
     Image.new("RGB", (side, side)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 async def attack_demo(server: Server, rate: float, seconds: float) -> dict[str, Any]:
-    """Bad uploads one by one, then a flood of them beside computations."""
+    """Bad uploads one at a time, then a flood of them together with valid computations."""
     cases = {
         "over the limit of bytes": ("x.png", b"x" * 9_000_000),
         "far over the limit of bytes": ("x.png", b"x" * 100_000_000),
@@ -267,8 +328,10 @@ async def attack_demo(server: Server, rate: float, seconds: float) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "web_abuse.json")
-    parser.add_argument("--rate", type=float, default=200, help="requests a second (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=20, help="of each flood (%(default)s)")
+    parser.add_argument("--rate", type=float, default=200, help="requests per second (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each part (%(default)s)")
+    parser.add_argument("--idle", type=int, default=500, help="silent connections (%(default)s)")
+    parser.add_argument("--half-open", type=int, default=100, help="connections with half a head (%(default)s)")
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "revision": git_revision(), "load_average": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as scratch:
@@ -276,10 +339,13 @@ def main() -> None:
         prepare_study(folder, [Identity(), LosslessGuide(64), Unrelated()], StudyOptions(num_sets=7))
         with Server(ROOT / "scripts" / "user_study.py", "serve", folder) as server:
             report["voting_app"] = asyncio.run(attack_study(server, folder, options.rate, options.seconds))
+            report["voting_app_connections"] = asyncio.run(
+                crowd_study(server, options.idle, options.half_open, options.seconds)
+            )
     with Server(ROOT / "scripts" / "demo.py") as server:
         report["demo_page"] = asyncio.run(attack_demo(server, options.rate, options.seconds))
     write_json(options.output, report)
-    print(json.dumps({key: report[key] for key in ("voting_app", "demo_page")}, indent=1))
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ a client that does not read its response, and beyond `limit_concurrency` connect
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -19,13 +20,14 @@ class Bounds(NamedTuple):
     """For the whole head of a request to arrive, counted from the opening of the connection or the last response."""
     read_seconds: float = 60.0
     """For a client to read a response."""
-    connections: int = 192
-    per_address: int = 96
+    connections: int = 600
+    """With the `serving.BACKLOG` that is accepted at once, this fits the usual limit of 1024 open files."""
+    per_address: int = 400
     """Raters behind one router or proxy share an address."""
 
 
 class Stage(IntEnum):
-    """What a connection is doing, in the order in which connections are dropped."""
+    """What a connection is doing. Of equally frequent stages the lower is dropped first."""
 
     NO_REQUEST = 0
     """No head of a request has arrived, or the connection is closing."""
@@ -40,7 +42,8 @@ class Stage(IntEnum):
 class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP protocol with time limits, and with room for a new connection at any time.
 
-    Beyond the bounds a connection is dropped: the lowest stage first, and in it the one that has waited longest.
+    Beyond the bounds a connection is dropped: of the most frequent stage, the one that has waited longest. So neither
+    silent connections nor unfinished bodies can take the places of the others.
     """
 
     def __init__(self, bounds: Bounds, **options: Any):
@@ -116,5 +119,6 @@ class BoundedProtocol(H11Protocol):
     def _make_room(self, competing: list["BoundedProtocol"], bound: int) -> None:
         if len(competing) <= bound:
             return
+        frequency = Counter(one.stage for one in competing)
         droppable = [one for one in competing if one is not self and one.stage < Stage.SERVED]
-        min(droppable, key=lambda one: (one.stage, one.waiting_since), default=self).drop()
+        min(droppable, key=lambda one: (-frequency[one.stage], one.stage, one.waiting_since), default=self).drop()

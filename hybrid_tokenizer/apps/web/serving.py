@@ -15,7 +15,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BOUNDS = Bounds()
-BACKLOG = 128
+BACKLOG = 100
 """Connections that the system keeps until the server accepts them; so many are accepted at once."""
 SHUTDOWN_SECONDS = 5
 """For requests in progress when the server is stopped."""

@@ -196,8 +196,8 @@ def test_a_rater_votes_while_idle_and_half_open_connections_are_held(tmp_path):
                 one.sendall(data)
 
         client = httpx2.Client(base_url=server.link, timeout=20)
-        hold(150)
-        hold(30, b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n")
+        hold(450)
+        hold(50, b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n")
         start = time.monotonic()
         assert client.get("/").status_code == 200
         assert time.monotonic() - start < 2

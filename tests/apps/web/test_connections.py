@@ -185,6 +185,18 @@ def test_silent_connections_are_dropped_first_and_requests_in_progress_never():
         assert all(is_answered(one) for one in served)
 
 
+def test_unfinished_bodies_do_not_take_the_places_of_new_connections():
+    body = b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nunfin"
+    with Running(Bounds(per_address=8)) as server:
+        sending = [server.open(body) for _ in range(8)]
+        server.wait_for(lambda: server.stages() == ["CLIENT"] * 8)
+        new = [server.open() for _ in range(3)]
+        assert all(is_closed(one) for one in sending[:3])
+        for one in new:
+            one.sendall(GET)
+            assert is_answered(one)
+
+
 def test_the_bound_of_all_connections_holds_as_well():
     with Running(Bounds(per_address=50, connections=5)) as server:
         opened = [server.open() for _ in range(30)]
