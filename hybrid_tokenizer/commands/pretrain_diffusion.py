@@ -49,6 +49,6 @@ def check_stage(config: PretrainDiffusion) -> None:
         }
         if missing := [name for name, value in needed.items() if value is None]:
             raise HybridTokenizerError(
-                f"stage=finetune starts from trained parts, and {', '.join(missing)} is not given; "
-                f"add {' '.join(f'{name}=FOLDER' for name in missing)}"
+                f"stage=finetune starts from a trained decoder and both trained branches; add "
+                f"{' '.join(f'{name}=FOLDER' for name in missing)}"
             )
