@@ -25,16 +25,15 @@ from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.search import GuideLosses
 from hybrid_tokenizer.images import check_range, full_resolution_chunk
 from hybrid_tokenizer.perceptual import EfficientNetDistance
+from hybrid_tokenizer.presets import INDEX_NAME, PRESETS, list_presets
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
 
 PERCEPTUAL_WEIGHT = 0.01
 """In the search's loss, of the feature distance beside the squared error of the decoded image (docs/experiments.md)."""
-INDEX_NAME = "model_index.json"
 CARD_NAME = "README.md"
 HUB_PATTERNS = ("*.json", "*.safetensors", CARD_NAME)
 COMPONENTS: dict[str, type] = {"guide": GuideTokenizer, "semantic": SemanticTokenizer, "diffusion": DiffusionDecoder}
-PRESETS = Path(__file__).parent / "presets"
 SEED_RANGE = 2**62
 
 
@@ -461,15 +460,10 @@ def image_generators(
     return generators
 
 
-def preset_names() -> list[str]:
-    """The presets whose weights are in the package."""
-    return sorted(path.parent.name for path in PRESETS.glob(f"*/{INDEX_NAME}"))
-
-
 def _resolve(source: str | Path, subfolder: str | None, revision: str | None, token: str | None) -> Path:
     """The local folder behind a preset's name, a path or a hub id."""
     text = str(source)
-    if text in preset_names():
+    if text in list_presets():
         source = PRESETS / text
     elif text == "sd15" and not Path(text).is_dir():
         raise HybridTokenizerError(
@@ -479,7 +473,7 @@ def _resolve(source: str | Path, subfolder: str | None, revision: str | None, to
         )
     elif not Path(source).is_dir() and not hub.is_hub_id(source):
         raise HybridTokenizerError(
-            f"{text!r} is no preset, folder or hub id; presets: {', '.join(preset_names()) or 'none installed'}"
+            f"{text!r} is no preset, folder or hub id; presets: {', '.join(list_presets()) or 'none installed'}"
         )
     return hub.folder(source, subfolder=subfolder, revision=revision, token=token, patterns=HUB_PATTERNS)
 

@@ -6,9 +6,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from hybrid_tokenizer import quantizers
 from hybrid_tokenizer.metrics.codebook import CodebookUse
-from hybrid_tokenizer.quantizers import EmaQuantizer, QuantizerConfig, build_quantizer, nearest_codes, vq_loss
+from hybrid_tokenizer.quantizers import (
+    EmaQuantizer,
+    QuantizerConfig,
+    build_quantizer,
+    codebooks,
+    nearest_codes,
+    vq_loss,
+)
 
 
 def ema(size: int = 16, dim: int = 4, kind: str = "ema", **changes) -> EmaQuantizer:
@@ -19,7 +25,7 @@ def test_nearest_codes_do_not_depend_on_the_blocks(monkeypatch):
     features, codebook = torch.randn(50, 4), torch.randn(20, 4)
     expected = (features[:, None] - codebook).square().sum(-1).argmin(1)
     assert torch.equal(nearest_codes(features, codebook), expected)
-    monkeypatch.setattr(quantizers, "DISTANCE_ENTRIES", 60)
+    monkeypatch.setattr(codebooks, "DISTANCE_ENTRIES", 60)
     assert torch.equal(nearest_codes(features, codebook), expected)
 
 

@@ -1,5 +1,8 @@
-"""Other people's tokenizers and codecs, each an ImageTokenizer."""
+"""Other people's tokenizers and codecs, each an ImageTokenizer. Names are imported on first use."""
 
-from hybrid_tokenizer.baselines.codec import Codec
+import lazy_loader
 
-__all__ = ["Codec"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={"codec": ["Codec"], "loading": ["load_baseline"], "registry": ["BASELINES", "list_baselines"]},
+)

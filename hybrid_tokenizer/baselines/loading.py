@@ -19,7 +19,8 @@ from torch import nn
 from hybrid_tokenizer.baselines.grid_row import GridRow
 from hybrid_tokenizer.baselines.registry import BASELINES, Baseline
 from hybrid_tokenizer.checkpoints import hub
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, file_hash, one_line, read_config, read_foreign
+from hybrid_tokenizer.checkpoints.configs import one_line
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, file_hash, read_config, read_foreign
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.protocol import ImageTokenizer
 

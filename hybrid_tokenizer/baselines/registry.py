@@ -154,3 +154,13 @@ BASELINES: dict[str, Baseline] = {
     "lavit_lowres":    Baseline(LAVIT_LOWRES, 16384, 14, at(("rain1011/LaVIT-7B-v2", "visual_tokenizer"))),
 }
 # fmt: on
+
+
+def list_baselines() -> list[str]:
+    """The names that `load_baseline` takes. `BASELINES` has each one's licence, codebook and published files.
+
+    Example:
+        >>> hybrid_tokenizer.list_baselines()[:2]
+        ['movq_67m', 'movq_102m']
+    """
+    return list(BASELINES)

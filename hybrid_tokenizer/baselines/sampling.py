@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import shorten
+from hybrid_tokenizer.checkpoints.files import one_line, read_config
+from hybrid_tokenizer.checkpoints.libraries import quiet
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 SEED_RANGE = 2**62
+SCHEDULER_FILE = "scheduler_config.json"
+SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler")
+"""Those that published folders name."""
 
 
 class Condition(NamedTuple):
@@ -24,8 +27,8 @@ class Condition(NamedTuple):
     labels: Float[Tensor, "b l"] | None = None
 
 
-def image_generators(count: int, generator: torch.Generator | None) -> list[torch.Generator]:
-    """One CPU generator an image, all of one seed (0 without a generator): what an image gets does not depend on its batch."""
+def same_generators(count: int, generator: torch.Generator | None) -> list[torch.Generator]:
+    """One CPU generator per image, all of one seed (0 without a generator), so that no image depends on its batch."""
     seed = 0
     if generator is not None:
         seed = int(torch.randint(SEED_RANGE, (1,), generator=generator, device=generator.device).item())
@@ -47,8 +50,8 @@ def sample(
 ) -> Float[Tensor, "b c h w"]:
     """Latents of `size` from pure noise under classifier-free guidance.
 
-    scheduler: of diffusers; a copy of it steps, since some keep a history. image_size: what SDXL is told of the image, in
-    pixels; needed with pooled states.
+    scheduler: of diffusers; a copy of it steps, since some keep a history. image_size: in pixels, which SDXL
+    reads beside its pooled states.
     """
     device, dtype = condition.states.device, next(unet.parameters()).dtype
     scheduler = type(scheduler).from_config(scheduler.config)
@@ -62,7 +65,7 @@ def sample(
     if condition.pooled is not None and null.pooled is not None:
         if image_size is None:
             raise HybridTokenizerError(
-                "image_size is None, but this U-Net has pooled states and is told the image's size"
+                "image_size is None, but this U-Net reads pooled states and the image's size; give it"
             )
         times = torch.tensor([[*image_size, 0, 0, *image_size]], dtype=dtype, device=device)
         pooled = torch.cat([null.pooled, condition.pooled]).to(dtype)
@@ -76,31 +79,14 @@ def sample(
     return latents
 
 
-def load_diffusers(folder: Path, class_name: str) -> Any:
-    """A diffusers model or scheduler of a folder, from safetensors or a pickle of tensors; no weight may be missing."""
+def load_scheduler(folder: Path, name: str | None = None) -> Any:
+    """The scheduler of a folder in diffusers' form: the class `name`, by default the one that its file names."""
     import diffusers
 
-    kind = getattr(diffusers, class_name, None) or getattr(diffusers.pipelines.stable_diffusion, class_name, None)
-    if kind is None:
-        raise HybridTokenizerError(f"{folder} names the class {class_name!r}, which diffusers does not have")
-    options: dict[str, Any] = {"local_files_only": True}
-    is_model = issubclass(kind, nn.Module)
-    if is_model:
-        options |= {"output_loading_info": True, "use_safetensors": any(folder.glob("*.safetensors"))}
-    try:
-        loaded = kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HybridTokenizerError(
-            f"{folder} cannot be loaded as {class_name} ({reason}); download the folder again"
-        ) from None
-    if not is_model:
-        return loaded
-    model, report = loaded
-    wrong = {
-        what: [str(key) for key in report[what]] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    if any(wrong.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {shorten(sorted(keys))}" for what, keys in wrong.items() if keys)
-        raise HybridTokenizerError(f"the weights in {folder} do not fit its config.json: {listed}; download it again")
-    return model.eval()
+    path = folder / SCHEDULER_FILE
+    config = read_config(path)
+    name = name or config.get("_class_name")
+    if name not in SCHEDULERS:
+        raise HybridTokenizerError(f"{path} names the class {name!r}, expected one of {', '.join(SCHEDULERS)}")
+    with one_line(str(path)), quiet(diffusers.utils.logging):
+        return getattr(diffusers, name).from_config(config)

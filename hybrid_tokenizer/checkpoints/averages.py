@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import shorten
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, shorten
 
 AVERAGED = "model_ema."
 COUNTERS = ("decay", "num_updates")

@@ -1,13 +1,33 @@
 """Dataclasses from the values of a JSON file, with every name and every type checked."""
 
 import dataclasses
+import pickle
+import struct
 import types
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hybrid_tokenizer.checkpoints.files import shorten, shown
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line, shorten, shown
 
 Config = TypeVar("Config")
+UNREADABLE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What the libraries raise for one and the same cause: a file that is cut off, altered, or not what its name says."""
 KINDS = {
     dict: "an object",
     list: "a list",
@@ -41,12 +61,14 @@ def from_json(kind: type[Config], values: Any, source: str, complete: bool = Fal
         raise HybridTokenizerError(
             f"{source} has {listed}: it is of another kind or another version of {kind.__name__}; give the right folder"
         )
-    return kind(**{name: typed(value, hints[name], f"{source}: {name}") for name, value in values.items()})
+    checked = {name: typed(value, hints[name], f"{source}: {name}") for name, value in values.items()}
+    with one_line(source):
+        return kind(**checked)
 
 
 def typed(value: Any, hint: Any, name: str) -> Any:
     """`value` where it is what `hint` asks for; raises where not."""
-    if hint is Any:
+    if hint is Any or (dataclasses.is_dataclass(hint) and isinstance(value, hint)):
         return value
     if get_origin(hint) in (Union, types.UnionType):
         options = get_args(hint)
@@ -62,3 +84,17 @@ def typed(value: Any, hint: Any, name: str) -> Any:
     if kind is list:
         return [typed(entry, entries[0], f"{name}[{i}]") for i, entry in enumerate(value)]
     return float(value) if kind is float else value
+
+
+@contextmanager
+def one_line(source: str) -> Iterator[None]:
+    """What libraries raise inside, for sizes that do not go together, as one line that names the file."""
+    try:
+        yield
+    except HybridTokenizerError:
+        raise
+    except UNREADABLE as error:
+        raise HybridTokenizerError(
+            f"{source} describes no model that can be built ({type(error).__name__}: {first_line(error)}); write or download "
+            "it again"
+        ) from error

@@ -7,13 +7,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
 import re
-import struct
 import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hybrid_tokenizer.errors import HybridTokenizerError, first_line
+from hybrid_tokenizer.checkpoints.configs import UNREADABLE, one_line
+from hybrid_tokenizer.checkpoints.hub import FOREIGN_SUFFIXES
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line, shorten, shown
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-FOREIGN_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 MAX_JSON_BYTES = 2**30
 """Of any JSON file. COCO's largest annotations have half of that."""
 MAX_CONFIG_BYTES = 2**20
@@ -37,22 +34,6 @@ MAX_LAYERS = 1000
 MAX_DEPTH = 16
 COMPILED, PARALLEL = "_orig_mod.", "module."
 """What torch.compile puts into the names of weights, and DistributedDataParallel before them."""
-UNREADABLE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    TypeError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-"""What the libraries raise for one and the same cause: a file that is cut off, altered, or not what its name says."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -113,15 +94,6 @@ def check_sizes(value: Any, source: str, name: str = "", depth: int = 0) -> None
         most = MAX_LAYERS if re.search("layers|blocks", name) else MAX_NUMBER
         if not abs(value) <= most:  # not NaN either
             raise HybridTokenizerError(f"{source}: {name} is {shown(value)}, expected at most {most}; correct it")
-
-
-def shown(value: Any, most: int = 60) -> str:
-    """A value for an error message, cut to one short line."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = f"a number of {value.bit_length()} bits"
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -199,11 +171,6 @@ def check_fits(module: nn.Module, state_dict: Mapping[str, Tensor], source: str,
         )
 
 
-def shorten(keys: list[str], most: int = 6) -> str:
-    """The first few keys and how many more there are."""
-    return ", ".join(keys[:most]) + (f", and {len(keys) - most} more" if len(keys) > most else "")
-
-
 def save_component(folder: Path, config: Any, module: nn.Module, dtype: torch.dtype | None = None) -> None:
     """A dataclass and a module's weights to `folder`; floating weights cast to `dtype` when given."""
     state = module.state_dict()
@@ -231,20 +198,6 @@ def fill(build: Callable[[], Module], state_dict: dict[str, Tensor], source: str
     check_fits(module, state_dict, source)
     module.load_state_dict(state_dict, assign=True)
     return module.eval()
-
-
-@contextmanager
-def one_line(source: str) -> Iterator[None]:
-    """What libraries raise inside, for sizes that do not go together, as one line that names the file."""
-    try:
-        yield
-    except HybridTokenizerError:
-        raise
-    except UNREADABLE as error:
-        raise HybridTokenizerError(
-            f"{source} describes no model that can be built ({type(error).__name__}: {first_line(error)}); write or download "
-            "it again"
-        ) from error
 
 
 def in_fp32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from hybrid_tokenizer.checkpoints.files import FOREIGN_SUFFIXES
 from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 LOCAL_COPY = "give the path of a downloaded copy"
+FOREIGN_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+"""Of weights files."""
 HUB = "hub"
 """Given in place of a path: where the weights were published."""
 

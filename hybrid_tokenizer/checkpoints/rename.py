@@ -4,8 +4,8 @@ import re
 
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import MAX_LAYERS, shorten
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.checkpoints.files import MAX_LAYERS
+from hybrid_tokenizer.errors import HybridTokenizerError, shorten
 
 Table = dict[str, str | None]
 

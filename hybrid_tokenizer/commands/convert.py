@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import one_line, read_foreign
+from hybrid_tokenizer.checkpoints.configs import one_line
+from hybrid_tokenizer.checkpoints.files import read_foreign
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 

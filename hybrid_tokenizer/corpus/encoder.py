@@ -11,8 +11,9 @@ from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import file_hash
 from hybrid_tokenizer.corpus.config import EncoderConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.hybrid import PRESETS, HybridTokenizer, preset_names
+from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import from_uint8
+from hybrid_tokenizer.presets import PRESETS, list_presets
 from hybrid_tokenizer.tokens import HybridTokens
 
 
@@ -29,7 +30,7 @@ def describe_tokenizer(
         )
     home = (
         PRESETS / model_name
-        if model_name in preset_names()
+        if model_name in list_presets()
         else hub.folder(model_name, expected="a tokenizer's folder")
     )
     files = sorted(path for path in home.rglob("*") if path.suffix in (".json", ".safetensors"))

@@ -1,10 +1,16 @@
-"""Branch III: guide image and generation embeddings to an image, by Stable Diffusion and DDIM inversion."""
+"""Branch III: guide image and generation embeddings to an image, by Stable Diffusion and DDIM inversion.
 
-from hybrid_tokenizer.diffusion.config import DecodeOptions, DecodeOverrides, DiffusionConfig
-from hybrid_tokenizer.diffusion.ddim import q_sample, training_target
-from hybrid_tokenizer.diffusion.decoder import DiffusionDecoder
-from hybrid_tokenizer.diffusion.scheduler import Schedule
+Names are imported on first use: reading a configuration loads no model library.
+"""
 
-__all__ = [
-    "DecodeOptions", "DecodeOverrides", "DiffusionConfig", "DiffusionDecoder", "Schedule", "q_sample", "training_target",
-]  # fmt: skip
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["DecodeOptions", "DecodeOverrides", "DiffusionConfig"],
+        "ddim": ["q_sample", "training_target"],
+        "decoder": ["DiffusionDecoder"],
+        "scheduler": ["Schedule"],
+    },
+)

@@ -4,9 +4,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
-from hybrid_tokenizer.diffusion.ddim import PREDICTION_TYPES, unknown_prediction_type
-from hybrid_tokenizer.diffusion.scheduler import check_num_inference_steps
+from hybrid_tokenizer.checkpoints.configs import from_json
 from hybrid_tokenizer.errors import HybridTokenizerError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+# 1000 steps would call the model at timestep 1000, one past the last it was trained on.
+VALID_NUM_INFERENCE_STEPS = tuple(n for n in range(1, 1000) if 1000 % n == 0)
 
 STARTS = ("ddim_inversion", "add_noise", "linear_estimate")
 SAMPLERS = ("ddim", "lcm")
@@ -147,17 +150,16 @@ class DecodeOptions:
         return dataclasses.replace(self, **given)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DecodeOptions":
-        """Options as a folder stores them. Unknown names raise.
+    def from_dict(cls, values: dict[str, Any], source: str = "the decode options") -> "DecodeOptions":
+        """Options as a folder stores them. Unknown names and values of another type raise.
 
         Folders from before "linear_estimate" had its name wrote it as the inversion condition "guide", which is read as
         what it did.
         """
-        if values.get("inversion_condition") == "guide":
+        if isinstance(values, dict) and values.get("inversion_condition") == "guide":
             inverts = values.get("start", "ddim_inversion") == "ddim_inversion"
             values = values | {"inversion_condition": "generation"} | ({"start": "linear_estimate"} if inverts else {})
-        check_names(cls, values)
-        return cls(**values)
+        return from_json(cls, values, source)
 
 
 @dataclass
@@ -240,12 +242,13 @@ class DiffusionConfig:
         return 2 ** (len(self.vae[name]) - 1)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DiffusionConfig":
-        """The inverse of `dataclasses.asdict`. Unknown names raise."""
-        check_names(cls, values)
-        if "decode_defaults" in values:
-            values = values | {"decode_defaults": DecodeOptions.from_dict(values["decode_defaults"])}
-        return cls(**values)
+    def from_dict(cls, values: dict[str, Any], source: str = "the diffusion configuration") -> "DiffusionConfig":
+        """The inverse of dataclasses.asdict. Unknown names and values of another type raise."""
+        if isinstance(values, dict) and "decode_defaults" in values:
+            values = values | {
+                "decode_defaults": DecodeOptions.from_dict(values["decode_defaults"], f"{source}: decode_defaults")
+            }
+        return from_json(cls, values, source)
 
     @classmethod
     def sd15(cls) -> "DiffusionConfig":
@@ -264,11 +267,21 @@ class DiffusionConfig:
         return cls()
 
 
-def check_names(kind: type, values: dict[str, Any]) -> None:
-    """Raise when stored `values` hold an entry that the dataclass `kind` has not."""
-    known = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(set(values) - set(known)):
-        raise HybridTokenizerError(
-            f"unknown {kind.__name__} entries {', '.join(unknown)}, expected among {', '.join(known)}; the folder may come "
-            "from a newer version of this package"
-        )
+def check_num_inference_steps(num_inference_steps: int) -> None:
+    """Raise unless the steps divide the 1000 trained timesteps: otherwise the two directions use different levels."""
+    if isinstance(num_inference_steps, int) and num_inference_steps in VALID_NUM_INFERENCE_STEPS:
+        return
+    below = max((n for n in VALID_NUM_INFERENCE_STEPS if n < num_inference_steps), default=None)
+    above = min((n for n in VALID_NUM_INFERENCE_STEPS if n > num_inference_steps), default=None)
+    nearest = " or ".join(str(n) for n in (below, above) if n is not None)
+    raise HybridTokenizerError(
+        f"num_inference_steps is {num_inference_steps}, expected a divisor of 1000 below it; the nearest is {nearest}"
+    )
+
+
+def unknown_prediction_type(prediction_type: str) -> HybridTokenizerError:
+    """The error for a prediction type that is neither epsilon nor v."""
+    return HybridTokenizerError(
+        f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}; "
+        "take the value from the model's scheduler/scheduler_config.json"
+    )

@@ -14,9 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from hybrid_tokenizer.errors import HybridTokenizerError
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+from hybrid_tokenizer.diffusion.config import unknown_prediction_type
 
 
 def scaled_linear_alphas_cumprod(
@@ -222,11 +220,3 @@ def linear_prediction(
     if prediction_type == "v_prediction":
         return signal * noise - (1 - alphas).sqrt() * clean
     raise unknown_prediction_type(prediction_type)
-
-
-def unknown_prediction_type(prediction_type: str) -> HybridTokenizerError:
-    """The error for a prediction type that is neither epsilon nor v."""
-    return HybridTokenizerError(
-        f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}; "
-        "take the value from the model's scheduler/scheduler_config.json"
-    )

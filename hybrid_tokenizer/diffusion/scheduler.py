@@ -8,15 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hybrid_tokenizer.checkpoints.files import read_json, write_json
+from hybrid_tokenizer.checkpoints.files import read_config, write_json
+from hybrid_tokenizer.diffusion.config import PREDICTION_TYPES, check_num_inference_steps, unknown_prediction_type
 from hybrid_tokenizer.diffusion.ddim import (
-    PREDICTION_TYPES,
     Level,
     Step,
     leading_steps,
     noise_levels,
     scaled_linear_alphas_cumprod,
-    unknown_prediction_type,
 )
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -40,8 +39,6 @@ STATED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 OFF = ("rescale_betas_zero_snr", "clip_sample", "thresholding")
 
 SCHEDULER_FILE = "scheduler_config.json"
-# 1000 steps would call the model at timestep 1000, one past the last it was trained on.
-VALID_NUM_INFERENCE_STEPS = tuple(n for n in range(1, 1000) if 1000 % n == 0)
 
 
 class Schedule:
@@ -74,25 +71,13 @@ class Schedule:
         return leading_steps(self.levels, num_inference_steps, PINNED["steps_offset"])
 
 
-def check_num_inference_steps(num_inference_steps: int) -> None:
-    """Raise unless the steps divide the 1000 trained timesteps: otherwise the two directions use different levels."""
-    if isinstance(num_inference_steps, int) and num_inference_steps in VALID_NUM_INFERENCE_STEPS:
-        return
-    below = max((n for n in VALID_NUM_INFERENCE_STEPS if n < num_inference_steps), default=None)
-    above = min((n for n in VALID_NUM_INFERENCE_STEPS if n > num_inference_steps), default=None)
-    nearest = " or ".join(str(n) for n in (below, above) if n is not None)
-    raise HybridTokenizerError(
-        f"num_inference_steps is {num_inference_steps}, expected a divisor of 1000 below it; the nearest is {nearest}"
-    )
-
-
 def read_prediction_type(folder: Path) -> str:
     """The prediction type of a diffusers `scheduler/` folder of any sampler.
 
     Raises where the model was trained on other noise levels, or is to be sampled with clipping.
     """
     path = folder / SCHEDULER_FILE
-    config = read_json(path)
+    config = read_config(path)
     for key in STATED + OFF:
         value = config.get(key, PINNED[key] if key in OFF else None)
         if value != PINNED[key]:

@@ -1,26 +1,15 @@
 """Branch I: the guide tokenizer, its losses and its warm starts.
 
-Names are imported on first use: reading a config does not pull in diffusers.
+Names are imported on first use: reading a configuration loads no model library.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_HOMES = {
-    "GuideConfig": "config",
-    "GuideOutput": "tokenizer",
-    "GuideTokenizer": "tokenizer",
-    "DiscriminatorConfig": "discriminator",
-    "PatchDiscriminator": "discriminator",
-}
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hybrid_tokenizer.guide' has no attribute {name!r}")
-    return getattr(import_module(f"hybrid_tokenizer.guide.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["GuideConfig"],
+        "discriminator": ["DiscriminatorConfig", "PatchDiscriminator"],
+        "tokenizer": ["GuideOutput", "GuideTokenizer"],
+    },
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hybrid_tokenizer.checkpoints.configs import from_json
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.quantizers import QuantizerConfig
+from hybrid_tokenizer.quantizers.config import QuantizerConfig
 
 STEMS = ("none", "residual_front", "unshuffle", "appended")
 NESTED_KINDS = ("vq", "ema", "simvq")  # the others' codes have a fixed length and cannot follow a shrinking residual

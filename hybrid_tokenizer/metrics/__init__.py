@@ -1,5 +1,20 @@
-"""Measures of images in [-1, 1] against references in [-1, 1]; a value an image, in float64.
+"""Measures of images in [-1, 1] against references in [-1, 1], one float64 value per image.
 
-`pixel` (PSNR, SSIM, ...), `perceptual` (feature distance, HaarPSI, MDSI), `codebook` (usage and perplexity),
-`statistics` (means and bootstrap intervals). Only `perceptual.EfficientNetDistance` carries weights.
+`pixel` (PSNR, SSIM, ...), `weighted` (LPIPS, FID, ... whose weights the user brings), `preference` (scores of an image for a
+caption), `codebook` (usage and perplexity), `statistics` (bootstrap intervals). The measures by feature networks that also
+train are in `hybrid_tokenizer.perceptual`. Names are imported on first use.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "agreement": ["krippendorff_alpha"],
+        "codebook": ["CodebookUse", "codebook_usage", "perplexity"],
+        "pixel": ["high_frequency_energy", "ms_ssim", "psnr", "ssim", "ssim_paper_compat"],
+        "preference": ["CLIPScore", "HPSv2", "ImageReward", "PickScore"],
+        "statistics": ["bootstrap_interval"],
+        "weighted": ["Frechet", "LPIPS"],
+    },
+)

@@ -25,10 +25,10 @@ from transformers import (
 from transformers.utils import logging
 
 from hybrid_tokenizer.checkpoints import hub
-from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign, shorten
+from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign
 from hybrid_tokenizer.checkpoints.keys.image_reward import image_reward_keys, image_reward_sizes
 from hybrid_tokenizer.checkpoints.keys.open_clip import clip_from_open_clip, open_clip_sizes
-from hybrid_tokenizer.errors import HybridTokenizerError, first_line
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line, shorten
 from hybrid_tokenizer.images import check_range, from_uint8, normalize_clip, resize_bicubic, to_uint8
 
 CLIP_LENGTH = 77

@@ -1,7 +1,15 @@
-"""Branch II: the semantic tokenizer, SEED v1 by default."""
+"""Branch II: the semantic tokenizer, SEED v1 by default.
 
-from hybrid_tokenizer.semantic.config import SemanticConfig
-from hybrid_tokenizer.semantic.contrastive import ContrastiveConfig, ContrastiveHeads
-from hybrid_tokenizer.semantic.tokenizer import SemanticOutput, SemanticTokenizer
+Names are imported on first use: reading a configuration loads no model library.
+"""
 
-__all__ = ["ContrastiveConfig", "ContrastiveHeads", "SemanticConfig", "SemanticOutput", "SemanticTokenizer"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["SemanticConfig"],
+        "contrastive": ["ContrastiveConfig", "ContrastiveHeads"],
+        "tokenizer": ["SemanticOutput", "SemanticTokenizer"],
+    },
+)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.quantizers import QuantizerConfig
+from hybrid_tokenizer.quantizers.config import QuantizerConfig
 
 MINILM = "minilm"
 """Value of `quantize.text` that names the embedded sentence encoder."""
@@ -105,3 +105,12 @@ class SemanticConfig:
             reverse_layers=3,
             generation_width=384,
         )
+
+
+@dataclass
+class QuantizeLossOptions:
+    """Weights of stage 2, from SEED's training code (the paper gives none)."""
+
+    vq: float = 5.0
+    cosine: float = 2.0  # eq. 7
+    generation: float = 0.5  # eq. 8

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import fill, load_strict, shorten
+from hybrid_tokenizer.checkpoints.files import fill, load_strict
 from hybrid_tokenizer.checkpoints.keys import blip2, seed
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, dropped_keys
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, shorten
 from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.semantic.contrastive import HEADS_FOLDER, ContrastiveConfig, ContrastiveHeads

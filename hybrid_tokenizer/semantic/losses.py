@@ -1,22 +1,11 @@
 """Losses of Branch II, unweighted: eq. 6 (stage 1), eqs. 7 and 8 (stage 2). The VQ loss is `quantizers.vq_loss`."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
-
-
-@dataclass
-class QuantizeLossOptions:
-    """Weights of stage 2, from SEED's training code (the paper gives none)."""
-
-    vq: float = 5.0
-    cosine: float = 2.0  # eq. 7
-    generation: float = 0.5  # eq. 8
 
 
 def gather_features(features: Float[Tensor, "b d"], with_gradient: bool = True) -> Float[Tensor, "B d"]:

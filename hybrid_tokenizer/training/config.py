@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.semantic.config import MINILM
-from hybrid_tokenizer.semantic.losses import QuantizeLossOptions
+from hybrid_tokenizer.semantic.config import MINILM, QuantizeLossOptions
 
 PRECISIONS = ("auto", "no", "bf16")
 TRACKERS = ("tensorboard", "wandb", "none")

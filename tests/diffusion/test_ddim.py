@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
 
+from hybrid_tokenizer.diffusion.config import VALID_NUM_INFERENCE_STEPS
 from hybrid_tokenizer.diffusion.ddim import (
     ddim_denoise,
     ddim_invert,
@@ -21,7 +22,7 @@ from hybrid_tokenizer.diffusion.ddim import (
     q_sample,
     training_target,
 )
-from hybrid_tokenizer.diffusion.scheduler import PINNED, VALID_NUM_INFERENCE_STEPS, Schedule
+from hybrid_tokenizer.diffusion.scheduler import PINNED, Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 MEAN, STD = 0.3, 0.8  # the Gaussian world: its exact noise prediction is known in closed form

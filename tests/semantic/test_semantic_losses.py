@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import ContrastiveConfig, ContrastiveHeads, SemanticConfig
+from hybrid_tokenizer.semantic.config import QuantizeLossOptions
 from hybrid_tokenizer.semantic.losses import (
-    QuantizeLossOptions,
     contrastive_loss,
     cosine_loss,
     gather_features,

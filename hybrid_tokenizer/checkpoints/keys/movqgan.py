@@ -15,9 +15,6 @@ DROPPED: Table = {
 }
 """Beside the losses, averaged copies of each part: the reference's inference path ignores them."""
 
-OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""diffusers before 0.15."""
-
 
 def movqgan_to_guide(
     state: dict[str, Tensor], source: str = "MoVQGAN checkpoint"
@@ -34,8 +31,6 @@ def diffusers_vq_to_guide(
         raise HybridTokenizerError(f"{source} has no attention in its middle block, which Branch I always has")
     table: Table = {part: part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")}
     renamed = rename_keys(state, {**table, "quantize.embedding.": "quantizer.embedding."}, source)
-    for old, new in OLD_ATTENTION.items():
-        renamed = {key.replace(old, new): value for key, value in renamed.items()}
     channels = list(config["block_out_channels"])
     sizes = {
         "encoder_channels": channels,

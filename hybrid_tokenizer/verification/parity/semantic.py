@@ -11,8 +11,8 @@ from hybrid_tokenizer.checkpoints.rename import Table, rule_of
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig, vq_loss
 from hybrid_tokenizer.semantic import ContrastiveConfig, ContrastiveHeads, SemanticConfig, SemanticTokenizer
+from hybrid_tokenizer.semantic.config import QuantizeLossOptions
 from hybrid_tokenizer.semantic.losses import (
-    QuantizeLossOptions,
     contrastive_logits,
     contrastive_loss,
     cosine_loss,

@@ -27,9 +27,10 @@ from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate, reconstruct
 from hybrid_tokenizer.evaluation.measures import Metric, default_metrics
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
-from hybrid_tokenizer.hybrid import HybridTokenizer, preset_names
+from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.metrics import pixel
 from hybrid_tokenizer.perceptual import EfficientNetDistance
+from hybrid_tokenizer.presets import list_presets
 from hybrid_tokenizer.protocol import ImageTokenizer
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens
@@ -67,7 +68,7 @@ class Bench:
     @cached_property
     def tokenizer(self) -> HybridTokenizer:
         name = self.config.model_name
-        if name == "tiny" and name not in preset_names():  # before its weights exist: speed does not depend on them
+        if name == "tiny" and name not in list_presets():  # before its weights exist: speed does not depend on them
             return random_tokenizer("tiny").to(self.device)
         return HybridTokenizer.from_pretrained(name).to(self.device)
 

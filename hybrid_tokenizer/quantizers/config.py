@@ -1,0 +1,50 @@
+"""Which codebook a branch has, and its sizes."""
+
+import math
+from dataclasses import dataclass
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+
+KINDS = ("vq", "ema", "cosine", "simvq", "fsq", "lfq")
+
+
+@dataclass
+class QuantizerConfig:
+    """`kind`: vq (gradient codebook), ema (running means, k-means start, dead-code restart), cosine, simvq, fsq, lfq.
+
+    cosine is ema on unit vectors. Codes used less than `restart_below` times as often as the mean code start anew at a
+    random feature.
+
+    `codebook_weight` and `commitment_weight` weigh the two terms of the VQ loss. MoVQGAN, taming and SEED use the legacy
+    form, 0.25 on the codebook term and 1 on the commitment term; the VQ-VAE paper has them the other way round.
+    """
+
+    kind: str = "vq"
+    codebook_size: int = 16384
+    codebook_dim: int = 4
+    codebook_weight: float = 0.25
+    commitment_weight: float = 1.0
+    ema_decay: float = 0.99
+    restart_below: float = 0.1
+    fsq_levels: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise HybridTokenizerError(f"quantizer kind={self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+        if self.codebook_size < 2 or self.codebook_dim < 1:
+            raise HybridTokenizerError(
+                f"codebook_size={self.codebook_size} and codebook_dim={self.codebook_dim} must be at least 2 and 1"
+            )
+        if self.kind == "fsq":
+            if not self.fsq_levels or math.prod(self.fsq_levels) != self.codebook_size:
+                raise HybridTokenizerError(
+                    f"fsq_levels={self.fsq_levels} must multiply to codebook_size={self.codebook_size}, e.g. [8, 5, 5, 5] and 1000"
+                )
+            if len(self.fsq_levels) != self.codebook_dim:
+                raise HybridTokenizerError(
+                    f"codebook_dim={self.codebook_dim} must equal the {len(self.fsq_levels)} fsq_levels"
+                )
+        if self.kind == "lfq" and math.log2(self.codebook_size) != self.codebook_dim:  # no power of a wild number
+            raise HybridTokenizerError(
+                f"lfq needs codebook_size = 2**codebook_dim; got {self.codebook_size} and {self.codebook_dim}"
+            )
