@@ -14,9 +14,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.baselines.sampling import Condition, image_generators, load_diffusers, sample
+from hybrid_tokenizer.baselines.sampling import Condition, load_scheduler, same_generators, sample
 from hybrid_tokenizer.checkpoints.files import check_finite, fill, is_plain, read_foreign, read_pickle
 from hybrid_tokenizer.checkpoints.keys.lavit import decoder_to_model, encoder_to_model, join_files
+from hybrid_tokenizer.checkpoints.libraries import load_diffusers_model
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import check_range, normalize_clip, resize_bicubic
 from hybrid_tokenizer.quantizers import nearest_codes
@@ -239,7 +240,7 @@ class LavitTokenizer(nn.Module):
 
 def draw_kept(log_probs: Float[Tensor, "b n 2"], generator: torch.Generator | None = None) -> Bool[Tensor, "b n"]:
     """A Gumbel draw a patch. At least one is kept, the likeliest: an image without tokens could not be decoded."""
-    generators = image_generators(len(log_probs), generator)
+    generators = same_generators(len(log_probs), generator)
     uniform = torch.stack([torch.rand(log_probs.shape[1:], generator=one) for one in generators]).to(log_probs.device)
     noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
     noisy = log_probs + noise
@@ -374,7 +375,7 @@ class LavitRow(nn.Module):
         latents = sample(
             self.unet, self.scheduler, condition, self.null_condition(condition), (side, side),
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
-            generators=image_generators(len(states), generator), image_size=(side * factor, side * factor),
+            generators=same_generators(len(states), generator), image_size=(side * factor, side * factor),
         )  # fmt: skip
         decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return resize_bicubic(decoded.float().clamp(-1, 1), size).clamp(-1, 1)
@@ -400,6 +401,8 @@ class LavitRow(nn.Module):
 
 def load_lavit_row(name: str, folder: Path, heads: int = 16) -> LavitRow:
     """`lavit` (high resolution) or `lavit_lowres` from LaVIT's folder as its authors lay it out."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
     lowres = name.endswith("lowres")
     files, pixels = folder / "visual_tokenizer", folder / ("pixel_decoding" if lowres else "highres_pixel_decoding")
 
@@ -412,10 +415,9 @@ def load_lavit_row(name: str, folder: Path, heads: int = 16) -> LavitRow:
     if (decoder.pool is None) != lowres:
         raise HybridTokenizerError(f"{files / file} is the other decoder of the two; download LaVIT's folder again")
     null_states = read_null_states(pixels / "uncond_embeddings.bin") if lowres else None
-    unet, vae, scheduler = (
-        load_diffusers(pixels / part, kind)
-        for part, kind in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"), ("scheduler", "DDIMScheduler"))
-    )
+    unet = load_diffusers_model(pixels / "unet", UNet2DConditionModel)
+    vae = load_diffusers_model(pixels / "vae", AutoencoderKL)
+    scheduler = load_scheduler(pixels / "scheduler", "DDIMScheduler")
     return LavitRow(name, tokenizer, decoder, unet, vae, scheduler, null_states).eval()
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybrid_tokenizer.baselines.sampling import Condition, image_generators, sample
+from hybrid_tokenizer.baselines.sampling import Condition, same_generators, sample
 from hybrid_tokenizer.baselines.unclip import UnclipDecoder, load_unclip
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, fill, read_foreign
 from hybrid_tokenizer.checkpoints.keys import blip2, seed
@@ -84,7 +84,7 @@ class SeedRow(SemanticRow):
         latents = sample(
             self.diffusion.unet, self.scheduler, Condition(states), Condition(null), (side, side),
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
-            generators=image_generators(len(states), generator),
+            generators=same_generators(len(states), generator),
         )  # fmt: skip
         return resize_bicubic(self.diffusion.decode_latents(latents).clamp(-1, 1), size).clamp(-1, 1)
 
@@ -111,7 +111,7 @@ class Seed2Row(SemanticRow):
     ) -> Float[Tensor, "b 3 H W"]:
         """At the diffusion model's own size, then bicubic to `size`."""
         decoded = self.unclip.decode(
-            self.semantic.decode(tokens)[:, 0].float(), image_generators(len(tokens), generator),
+            self.semantic.decode(tokens)[:, 0].float(), same_generators(len(tokens), generator),
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
         )  # fmt: skip
         return resize_bicubic(decoded, size).clamp(-1, 1)

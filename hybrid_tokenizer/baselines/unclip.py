@@ -8,8 +8,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybrid_tokenizer.baselines.sampling import Condition, load_diffusers, sample
-from hybrid_tokenizer.checkpoints.files import read_json
+from hybrid_tokenizer.baselines.sampling import Condition, load_scheduler, sample
+from hybrid_tokenizer.checkpoints.libraries import load_diffusers_model
 from hybrid_tokenizer.diffusion.pretrained import null_condition_of_text_encoder
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -75,8 +75,11 @@ class UnclipDecoder(nn.Module):
 
 def load_unclip(folder: Path) -> UnclipDecoder:
     """A folder of stable-diffusion-2-1-unclip in diffusers' form; its image encoder may be missing."""
-    unet = load_diffusers(folder / "unet", "UNet2DConditionModel")
-    normalizer = load_diffusers(folder / "image_normalizer", "StableUnCLIPImageNormalizer")
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
+
+    unet = load_diffusers_model(folder / "unet", UNet2DConditionModel)
+    normalizer = load_diffusers_model(folder / "image_normalizer", StableUnCLIPImageNormalizer)
     read, width = unet.config.projection_class_embeddings_input_dim, normalizer.config.embedding_dim
     if unet.config.class_embed_type != "projection" or read != 2 * width:
         raise HybridTokenizerError(
@@ -85,17 +88,9 @@ def load_unclip(folder: Path) -> UnclipDecoder:
         )
     return UnclipDecoder(
         unet,
-        load_diffusers(folder / "vae", "AutoencoderKL"),
+        load_diffusers_model(folder / "vae", AutoencoderKL),
         normalizer,
         load_scheduler(folder / "image_noising_scheduler"),
         load_scheduler(folder / "scheduler"),
         null_condition_of_text_encoder(folder),
     ).eval()
-
-
-def load_scheduler(folder: Path) -> Any:
-    """The sampler that the folder names."""
-    name = read_json(folder / "scheduler_config.json").get("_class_name", "")
-    if not str(name).endswith("Scheduler"):
-        raise HybridTokenizerError(f"{folder} names no scheduler ({name!r}); download the folder again")
-    return load_diffusers(folder, name)

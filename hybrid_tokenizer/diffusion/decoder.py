@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints import hub
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_tensors, read_json, save_tensors, write_json
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, read_config, save_tensors, write_json
+from hybrid_tokenizer.checkpoints.libraries import load_diffusers_model
 from hybrid_tokenizer.devices import compile_in_place
 from hybrid_tokenizer.diffusion.attention import remembered_conditions
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DecodeOverrides, DiffusionConfig
@@ -32,10 +33,11 @@ from hybrid_tokenizer.diffusion.few_step import fuse_lora, lcm_denoise, lcm_samp
 from hybrid_tokenizer.diffusion.pretrained import (
     HUB_PATTERNS,
     NULL_CONDITION_NAME,
-    load_model,
+    UNET_CLASS,
     model_class,
     null_condition_of_text_encoder,
     plain_config,
+    read_null_condition,
     save_model,
 )
 from hybrid_tokenizer.diffusion.sampling import batch_conditions, combine
@@ -58,7 +60,7 @@ class DiffusionDecoder(nn.Module):
     def __init__(self, config: DiffusionConfig, unet: nn.Module | None = None, vae: nn.Module | None = None):
         super().__init__()
         self.config = config
-        self.unet = model_class("UNet2DConditionModel")(**config.unet) if unet is None else unet
+        self.unet = model_class(UNET_CLASS)(**config.unet) if unet is None else unet
         self.vae = model_class(config.vae_class)(**config.vae) if vae is None else vae
         self.schedule = Schedule(config.prediction_type)
         self.register_buffer("null_condition", torch.zeros(1, config.num_condition_tokens, config.cross_attention_dim))
@@ -404,15 +406,17 @@ class DiffusionDecoder(nn.Module):
             patterns=HUB_PATTERNS,
         )  # fmt: skip
         declared = read_prediction_type(folder / "scheduler")
-        unet = load_model(folder / "unet", "UNet2DConditionModel", dtype)
+        unet = load_diffusers_model(folder / "unet", model_class(UNET_CLASS), dtype)
         stored = folder / CONFIG_NAME
-        config = DiffusionConfig.from_dict(read_json(stored)) if stored.is_file() else None
+        config = DiffusionConfig.from_dict(read_config(stored), str(stored)) if stored.is_file() else None
         vae_class = (
-            config.vae_class if config else read_json(folder / "vae" / CONFIG_NAME).get("_class_name", "AutoencoderKL")
+            config.vae_class
+            if config
+            else read_config(folder / "vae" / CONFIG_NAME).get("_class_name", "AutoencoderKL")
         )
-        vae = load_model(folder / "vae", vae_class, dtype)
+        vae = load_diffusers_model(folder / "vae", model_class(vae_class), dtype)
         if (folder / NULL_CONDITION_NAME).is_file():
-            null_condition = load_tensors(folder / NULL_CONDITION_NAME)["null_condition"].float()
+            null_condition = read_null_condition(folder / NULL_CONDITION_NAME)
         else:
             null_condition = null_condition_of_text_encoder(folder)
         if config is None:

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hybrid_tokenizer.checkpoints.files import check_finite
+from hybrid_tokenizer.checkpoints.libraries import quiet
 from hybrid_tokenizer.diffusion.ddim import NoisePredictor, Step
 from hybrid_tokenizer.diffusion.scheduler import Schedule
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
 
 def lcm_sampler(
@@ -60,8 +62,6 @@ def fuse_lora(unet: nn.Module, path: str | Path, scale: float = 1.0) -> None:
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils import is_peft_available, logging
 
-    from hybrid_tokenizer.diffusion.pretrained import first_line, quiet
-
     if not is_peft_available():
         raise HybridTokenizerError("a LoRA needs the package peft; pip install 'hybrid_tokenizer[lora]'")
     path = Path(path)
@@ -82,6 +82,7 @@ def fuse_lora(unet: nn.Module, path: str | Path, scale: float = 1.0) -> None:
             f"{path} is not a LoRA for this U-Net ({first_line(error)}); use one that was trained for this Stable Diffusion"
         ) from None
     after = unet.state_dict()
+    check_finite(after, str(path))
     if set(after) != set(before) or all(torch.equal(after[key], weight) for key, weight in before.items()):
         raise HybridTokenizerError(
             f"{path} holds no LoRA weights for a U-Net; use one that was trained for Stable Diffusion"

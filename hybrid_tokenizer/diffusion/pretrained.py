@@ -2,10 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,32 +10,18 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, read_json, shorten, write_json
-from hybrid_tokenizer.diffusion.config import DiffusionConfig
-from hybrid_tokenizer.errors import HybridTokenizerError, first_line
+from hybrid_tokenizer.checkpoints.configs import UNREADABLE
+from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, check_finite, load_tensors, read_config, write_json
+from hybrid_tokenizer.checkpoints.libraries import quiet
+from hybrid_tokenizer.diffusion.config import VAE_CLASSES, DiffusionConfig
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line, shorten
 
 NULL_CONDITION_NAME = "null_condition.safetensors"
+UNET_CLASS = "UNet2DConditionModel"
 HUB_PATTERNS = [
     "*.json", "null_condition.safetensors", "unet/*.json", "unet/*.safetensors", "vae/*.json", "vae/*.safetensors",
     "scheduler/*", "tokenizer/*", "text_encoder/*.json", "text_encoder/*.safetensors",
 ]  # fmt: skip
-
-
-@contextmanager
-def quiet(logging: ModuleType) -> Iterator[None]:
-    """Silence a library's progress bars and its notes about its own configuration keys; restore its settings afterwards.
-
-    logging: `diffusers.utils.logging` or `transformers.utils.logging`.
-    """
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def model_class(name: str) -> type[nn.Module]:
@@ -47,34 +30,10 @@ def model_class(name: str) -> type[nn.Module]:
 
     from hybrid_tokenizer.diffusion.linear_vae import AutoencoderTinyLinear
 
+    known = (UNET_CLASS, *VAE_CLASSES)
+    if name not in known:
+        raise HybridTokenizerError(f"the model class {name!r} is unknown; use one of {', '.join(known)}")
     return AutoencoderTinyLinear if name == AutoencoderTinyLinear.__name__ else getattr(diffusers, name)
-
-
-def load_model(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
-    """A diffusers model. Raises on a missing or surplus weight, which diffusers' own loader leaves random or drops."""
-    import diffusers
-
-    try:
-        with quiet(diffusers.utils.logging):
-            model, report = model_class(class_name).from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise HybridTokenizerError(
-            f"{folder} cannot be loaded as {class_name} ({first_line(error)}); expected {CONFIG_NAME} and "
-            "diffusion_pytorch_model.safetensors of one model: download the folder again"
-        ) from None
-    wrong = {
-        what: [str(key) for key in report[what]] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    if any(wrong.values()):
-        listed = "; ".join(
-            f"{len(keys)} {what.replace('_', ' ')}: {shorten(keys)}" for what, keys in wrong.items() if keys
-        )
-        raise HybridTokenizerError(
-            f"the weights in {folder} do not fit its {CONFIG_NAME}: {listed}; download the folder again"
-        )
-    return model
 
 
 def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None, max_shard_size: int | str) -> None:
@@ -84,7 +43,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None, max_sh
             copy.deepcopy(model), dtype
         )  # diffusers' own `to` warns about fp32 modules that the model does not have
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
-    config = read_json(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME)
     config.pop("_name_or_path", None)  # a path of this machine
     write_json(folder / CONFIG_NAME, config)
 
@@ -119,6 +78,14 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def read_null_condition(path: Path) -> Float[Tensor, "1 n d"]:
+    """The stored null condition of a folder of ours."""
+    stored = load_tensors(path).get("null_condition")
+    if stored is None or not stored.is_floating_point() or stored.ndim != 3 or len(stored) != 1:
+        raise HybridTokenizerError(f"{path} holds no floating null_condition of shape 1 x n x d; download it again")
+    return stored.float()
+
+
 def null_condition_of_text_encoder(folder: Path) -> Float[Tensor, "1 n d"]:
     """The folder's text encoder on the empty prompt, padded to its full length, as in diffusers' pipeline."""
     if not (folder / "text_encoder").is_dir() or not (folder / "tokenizer").is_dir():
@@ -138,13 +105,14 @@ def load_text_encoder(folder: Path) -> tuple[Any, nn.Module]:
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
+    read_config(folder / "text_encoder" / CONFIG_NAME)  # of a size that can be built
     try:
         with quiet(logging):
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
             text_encoder, report = CLIPTextModel.from_pretrained(
                 folder / "text_encoder", local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         raise HybridTokenizerError(
             f"the text encoder in {folder} cannot be loaded ({first_line(error)}); download the folder again"
         ) from None
@@ -152,4 +120,5 @@ def load_text_encoder(folder: Path) -> tuple[Any, nn.Module]:
         raise HybridTokenizerError(
             f"the text encoder in {folder} lacks {shorten(sorted(report['missing_keys']))}; download the folder again"
         )
+    check_finite(text_encoder.state_dict(), f"the text encoder in {folder}")
     return tokenizer, text_encoder.eval()

@@ -10,15 +10,22 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component_state, load_strict, read_config, read_foreign
+from hybrid_tokenizer.checkpoints.files import (
+    CONFIG_NAME,
+    in_fp32,
+    load_component_state,
+    load_strict,
+    one_line,
+    read_config,
+    read_foreign,
+)
 from hybrid_tokenizer.checkpoints.keys.movqgan import diffusers_vq_to_guide, movqgan_to_guide
 from hybrid_tokenizer.checkpoints.keys.taming import is_spatial, taming_to_guide
+from hybrid_tokenizer.checkpoints.libraries import read_weights
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.guide.tokenizer import GuideTokenizer
 from hybrid_tokenizer.quantizers import EmaQuantizer
-
-DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def start_from(tokenizer: GuideTokenizer, path: str | Path) -> None:
@@ -51,20 +58,16 @@ def read_base(path: Path) -> tuple[dict[str, Tensor], GuideConfig]:
 
     a GuideTokenizer folder, a diffusers `VQModel` folder (Kandinsky's `movq`), a MoVQGAN or a VQGAN checkpoint file.
     """
-    if not path.is_dir():
-        state = read_foreign(path)
-        converted, sizes = (movqgan_to_guide if is_spatial(state) else taming_to_guide)(state, str(path))
-        return converted, GuideConfig.from_dict(sizes)
-    values = read_config(path / CONFIG_NAME)
-    if "block_out_channels" not in values:
-        return load_component_state(path), GuideConfig.from_dict(values, str(path / CONFIG_NAME))
-    found = [path / name for name in DIFFUSERS_WEIGHTS if (path / name).is_file()]
-    if not found:
-        raise HybridTokenizerError(
-            f"{path} has neither {' nor '.join(DIFFUSERS_WEIGHTS)}; download the folder's weights too"
-        )
-    converted, sizes = diffusers_vq_to_guide(read_foreign(found[0]), values, str(path))
-    return converted, GuideConfig.from_dict(sizes)
+    with one_line(str(path)):
+        if not path.is_dir():
+            state = read_foreign(path)
+            converted, sizes = (movqgan_to_guide if is_spatial(state) else taming_to_guide)(state, str(path))
+            return converted, GuideConfig.from_dict(sizes, str(path))
+        values = read_config(path / CONFIG_NAME)
+        if "block_out_channels" not in values:
+            return load_component_state(path), GuideConfig.from_dict(values, str(path / CONFIG_NAME))
+        converted, sizes = diffusers_vq_to_guide(in_fp32(read_weights(path)), values, str(path))
+        return converted, GuideConfig.from_dict(sizes, str(path / CONFIG_NAME))
 
 
 def warm_start(

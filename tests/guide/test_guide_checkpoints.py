@@ -5,11 +5,12 @@ import torch
 from diffusers import VQModel
 from guide_models import images, jitter, small_movq
 
-from hybrid_tokenizer.checkpoints.files import load_strict, load_tensors
+from hybrid_tokenizer.checkpoints.files import load_strict, load_tensors, save_tensors, write_json
 from hybrid_tokenizer.checkpoints.keys.movqgan import diffusers_vq_to_guide, movqgan_to_guide
 from hybrid_tokenizer.checkpoints.keys.taming import taming_to_guide
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
+from hybrid_tokenizer.guide.warm_start import read_base
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -57,7 +58,7 @@ def test_diffusers_movq_folder(norm_type, latent_channels, vq_embed_dim):
         torch.testing.assert_close(tokenizer(batch).guide_images, model(batch).sample, rtol=0, atol=2e-5)
 
 
-def test_old_attention_names_of_diffusers():
+def test_old_attention_names_of_diffusers(tmp_path):
     tokenizer = GuideTokenizer(small_movq())
     config = {
         "block_out_channels": [32] * 4, "down_block_types": ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"],
@@ -71,8 +72,10 @@ def test_old_attention_names_of_diffusers():
         for new, before in old.items():
             name = name.replace(new, before)
         state[name] = value
-    converted, sizes = diffusers_vq_to_guide(state, config)
-    assert GuideConfig.from_dict({**sizes, "image_size": 32}).encoder_channels == [32] * 4
+    save_tensors(tmp_path / "diffusion_pytorch_model.safetensors", state)
+    write_json(tmp_path / "config.json", config)
+    converted, guide_config = read_base(tmp_path)
+    assert guide_config.encoder_channels == [32] * 4
     load_strict(tokenizer, converted, "test")
     with pytest.raises(HybridTokenizerError, match="no attention in its middle block"):
         diffusers_vq_to_guide(state, {**config, "mid_block_add_attention": False})
