@@ -1,5 +1,6 @@
 """Listening: on loopback by default, elsewhere behind a link with a token."""
 
+import contextlib
 import math
 import secrets
 import socket
@@ -45,7 +46,8 @@ def serve(app: Any, host: str, port: int, access: Access) -> None:
         link += f"?token={access.link_token}"
         print(f"open to other machines: replace {host} by this machine's name and pass on the whole link")
     print(f"listening on {link}", flush=True)
-    server_of(app).run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the usual way to stop a server
+        server_of(app).run(sockets=[listener])
 
 
 def server_of(app: Any, bounds: Bounds = BOUNDS) -> uvicorn.Server:

@@ -1,6 +1,7 @@
 """The voting app over HTTP: blind, in each rater's own order, each vote stored once, and false votes refused."""
 
 import contextlib
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -208,6 +209,19 @@ def test_a_rater_votes_while_idle_and_half_open_connections_are_held(tmp_path):
             ballot = {"study": sheet["study"], "set": one["id"], "places": in_order(one)}
             assert client.get(f"/images/{one['original']}").status_code == 200
             assert client.post("/api/vote", headers=headers, json=ballot).json()["new"]
+
+
+def test_an_interrupted_server_ends_without_a_traceback(tmp_path, capfd):
+    write_small_study(tmp_path / "study")
+    with (
+        RunningServer(ROOT / "scripts" / "user_study.py", "serve", tmp_path / "study") as server,
+        socket.create_connection(("127.0.0.1", server.port)) as half_open,
+    ):
+        half_open.sendall(b"GET / HTTP/1.1\r\n")
+        assert httpx2.get(server.link).status_code == 200
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_the_server_needs_no_torch():
