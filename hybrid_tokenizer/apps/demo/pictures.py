@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from hybrid_tokenizer.diffusion.scheduler import VALID_NUM_INFERENCE_STEPS
+from hybrid_tokenizer.diffusion.config import VALID_NUM_INFERENCE_STEPS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import fit_square, from_pil, resize_bicubic, to_pil
