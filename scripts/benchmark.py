@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.benchmark."""
+"""`hybrid-tokenizer benchmark`, from a checkout."""
 
-from hybrid_tokenizer.commands.benchmark import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("benchmark")

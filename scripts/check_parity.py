@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.check_parity."""
+"""`hybrid-tokenizer parity`, from a checkout."""
 
-from hybrid_tokenizer.commands.check_parity import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("parity")

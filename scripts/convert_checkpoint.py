@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.convert."""
+"""`hybrid-tokenizer convert`, from a checkout."""
 
-from hybrid_tokenizer.commands.convert import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("convert")

@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.demo."""
+"""`hybrid-tokenizer demo`, from a checkout."""
 
-from hybrid_tokenizer.commands.demo import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("demo")

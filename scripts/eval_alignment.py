@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.eval_alignment."""
+"""`hybrid-tokenizer eval-alignment`, from a checkout."""
 
-from hybrid_tokenizer.commands.eval_alignment import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("eval-alignment")

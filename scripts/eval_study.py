@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.eval_study."""
+"""`hybrid-tokenizer study`, from a checkout."""
 
-from hybrid_tokenizer.commands.eval_study import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("study")

@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.pretrain_diffusion."""
+"""`hybrid-tokenizer pretrain-diffusion`, from a checkout."""
 
-from hybrid_tokenizer.commands.pretrain_diffusion import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("pretrain-diffusion")

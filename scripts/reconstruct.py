@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.reconstruct."""
+"""`hybrid-tokenizer reconstruct`, from a checkout."""
 
-from hybrid_tokenizer.commands.reconstruct import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("reconstruct")

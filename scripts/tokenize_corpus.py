@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.tokenize_corpus."""
+"""`hybrid-tokenizer tokenize`, from a checkout."""
 
-from hybrid_tokenizer.commands.tokenize_corpus import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("tokenize")

@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.train_semantic."""
+"""`hybrid-tokenizer train-semantic`, from a checkout."""
 
-from hybrid_tokenizer.commands.train_semantic import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("train-semantic")

@@ -1,6 +1,6 @@
-"""Run hybrid_tokenizer.commands.user_study."""
+"""`hybrid-tokenizer user-study`, from a checkout."""
 
-from hybrid_tokenizer.commands.user_study import main
+from hybrid_tokenizer.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("user-study")

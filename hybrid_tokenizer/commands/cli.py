@@ -1,0 +1,94 @@
+"""`hybrid-tokenizer COMMAND ...`: one name for every command. A command's module is imported when it runs.
+
+`scripts/NAME.py` and `python -m hybrid_tokenizer COMMAND` enter here too, so that help, paths and messages are the same.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+PROGRAM = "hybrid-tokenizer"
+HELP_FLAGS = ("-h", "--help")
+
+
+class Command(NamedTuple):
+    """A row of the table."""
+
+    module: str
+    """`hybrid_tokenizer.commands.MODULE`, whose `main` takes the rest of the command line."""
+    purpose: str
+    example: str
+    """Arguments that work."""
+    config: str | None = None
+    """`configs/NAME.yaml` of a command that takes `key=value`. None: the module parses its own options."""
+    path: str | None = None
+    """The option that an argument without `=` sets."""
+
+
+# fmt: off
+COMMANDS = {
+    "reconstruct": Command("reconstruct", "reconstruct an image or a folder of images", "cat.png output_dir=out", "reconstruct", "input"),
+    "eval": Command("eval_recon", "the table of reconstructions: quality, tokens and bits of each row", "data.root=PHOTOS output_dir=out/eval", "eval_recon"),
+    "eval-alignment": Command("eval_alignment", "how well decoded images fit their captions", "data.root=PAIRS output_dir=out/alignment", "eval_alignment"),
+    "study": Command("eval_study", "the studies behind the paper's figures", "study=decode_sweep data.root=PHOTOS output_dir=out/sweep", "eval_study"),
+    "user-study": Command("user_study", "a blind ranking of reconstructions by people", "prepare my_study --images PHOTOS"),
+    "demo": Command("demo", "a web page that turns a photograph into tokens and back", "--port 8001"),
+    "train-guide": Command("train_guide", "train Branch I, the guide tokens", "data.root=PHOTOS output_dir=runs/guide training.max_steps=2000", "train_guide"),
+    "train-semantic": Command("train_semantic", "train Branch II, the semantic tokens", "stage=contrastive data.root=PAIRS output_dir=runs/semantic", "train_semantic"),
+    "pretrain-diffusion": Command("pretrain_diffusion", "train Branch III, the diffusion decoder", "stage=vae data.root=PHOTOS output_dir=runs/vae", "pretrain_diffusion"),
+    "convert": Command("convert", "published checkpoint files to a component folder", "movq movqgan_270M.ckpt movq_270m"),
+    "parity": Command("check_parity", "compare with values that published code computed", "FIXTURES"),
+    "benchmark": Command("benchmark", "time the system against plain alternatives", "output=out/speed.json", "benchmark"),
+    "tokenize": Command("tokenize_corpus", "a corpus of images to shards of tokens", "input=PHOTOS output=tokens", "tokenize_corpus"),
+    "train-lm": Command("train_lm", "train a language model on tokens of images and captions", "data.tokens=tokens output_dir=runs/lm", "train_lm"),
+    "generate": Command("generate", "draw images from a caption", "'prompt=a dog on the grass' output_dir=out/generate", "generate"),
+    "caption": Command("caption", "write captions of images", "cat.png", "caption", "input"),
+    "complete": Command("complete", "draw the rest of an image from its first tokens", "cat.png output_dir=out/complete", "complete", "input"),
+    "eval-lm": Command("eval_lm", "measure a language model on held-out photographs", "train_tokens=tokens data.root=PAIRS", "eval_lm"),
+}
+# fmt: on
+
+
+def overview() -> str:
+    """The help of the program: every command and its purpose."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:{width}}  {command.purpose}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND ...\n\nImages to semantic tokens and guide tokens, and back through diffusion.\n\n"
+        f"commands:\n{rows}\n\n`{PROGRAM} COMMAND --help` explains a command. `{PROGRAM} --version` prints the version."
+    )
+
+
+def with_paths(command: Command, arguments: Sequence[str]) -> list[str]:
+    """The arguments, in which a path alone is an override of the command's path option."""
+    if command.path is None:
+        return list(arguments)
+    return [one if "=" in one or one.startswith("-") else f"{command.path}={one}" for one in arguments]
+
+
+def run(name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a command. Its arguments are those after the program's name on the command line, or `arguments`."""
+    command = COMMANDS[name]
+    given = with_paths(command, sys.argv[1:] if arguments is None else arguments)
+    program = sys.argv[0] if arguments is None else f"{PROGRAM} {name}"
+    sys.argv = [program, *given]
+    import_module(f"hybrid_tokenizer.commands.{command.module}").main()
+
+
+def main() -> None:
+    """The console command."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in HELP_FLAGS:
+        print(overview())
+    elif name == "--version":
+        from hybrid_tokenizer import __version__
+
+        print(__version__)
+    elif name in COMMANDS:
+        run(name, arguments)
+    else:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        remedy = f"did you mean {PROGRAM} {close[0]}?" if close else f"see {PROGRAM} --help"
+        raise SystemExit(f"error: no command {name!r}; {remedy}")
