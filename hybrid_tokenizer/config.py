@@ -8,7 +8,7 @@ A command is `@command("NAME") def main(config: Schema) -> None` in `hybrid_toke
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from typing import Any
 import hydra
 from hydra.conf import HydraConf, JobConf, RunDir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hybrid_tokenizer.corpus.config import TokenizeConfig
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.evaluation.config import (
     CorrectionConfig,
     DecodeSweepConfig,
@@ -34,6 +34,15 @@ from hybrid_tokenizer.evaluation.config import (
     ReconstructConfig,
 )
 from hybrid_tokenizer.guide.config import GuideConfig
+from hybrid_tokenizer.overrides import (
+    explain_unknown,
+    explain_value,
+    literal_text,
+    option_types,
+    split,
+    unknown_addition,
+    with_home,
+)
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.training.config import (
     ContrastiveOptions,
@@ -45,7 +54,10 @@ from hybrid_tokenizer.training.config import (
 )
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+PROGRAM = "hybrid-tokenizer"
+PACKAGED = Path(__file__).resolve().parent / "configs"
+CONFIG_DIR = PACKAGED if PACKAGED.is_dir() else PACKAGED.parents[1] / "configs"
+"""In an installed package the files are inside it, in a checkout beside it."""
 
 
 @dataclass
@@ -170,32 +182,99 @@ def quiet_hydra(name: str) -> HydraConf:
     return settings
 
 
+def prepare(name: str) -> None:
+    """Register what `configs/NAME.yaml` refers to."""
+    register_schemas()
+    ConfigStore.instance().store(group="hydra", name="config", node=quiet_hydra(name))
+
+
+def schema_of(name: str, arguments: Sequence[str]) -> type | None:
+    """The dataclass of a command. Of the studies it is that of the chosen study, if one is chosen."""
+    chosen = dict(map(split, arguments)).get("study", "") if name == "eval_study" else name
+    return SCHEMAS.get(f"{chosen}_schema")
+
+
+def group_choices(name: str) -> dict[str, list[str]]:
+    """The groups that `configs/NAME.yaml` lists, such as `model`, and the values of each."""
+    choices = {}
+    for entry in OmegaConf.load(CONFIG_DIR / f"{name}.yaml").defaults:
+        if OmegaConf.is_dict(entry):
+            (group,) = entry
+            stored = ConfigStore.instance().repo.get(group, {})
+            files = {path.stem for path in (CONFIG_DIR / group).glob("*.yaml")}
+            choices[str(group)] = sorted(files | {Path(one).stem for one in stored})
+    return choices
+
+
+def compose(name: str, overrides: Sequence[str]) -> Any:
+    """The configuration of a command after overrides, without running it. Raises HybridTokenizerError on a mistake in them."""
+    prepare(name)
+    given = literal_text(overrides, option_types(schema_of(name, overrides)))
+    try:
+        with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            return hydra.compose(name, overrides=given)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise HybridTokenizerError(explain(error, name, overrides)) from None
+
+
 def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Run a function of a finished dataclass as a Hydra command whose defaults are `configs/NAME.yaml`.
 
-    Each user error is one line on stderr. Hydra's own `--help`, `--cfg job` and `-m` keep working.
+    Each user error is one line on stderr. Hydra's own `--hydra-help`, `--cfg job` and `-m` keep working.
     """
 
     def decorate(job: Callable[[Any], None]) -> Callable[[], None]:
         def task(composed: Any) -> None:
             try:
+                typed = OmegaConf.to_container(composed)
+                if (expanded := with_home(typed)) != typed:
+                    composed.merge_with(expanded)
                 job(OmegaConf.to_object(composed))
             except (HybridTokenizerError, OmegaConfBaseException) as error:
                 raise SystemExit(f"error: {one_line(error)}") from None
 
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints several lines and exits by itself
-            register_schemas()
-            ConfigStore.instance().store(group="hydra", name="config", node=quiet_hydra(name))
+            prepare(name)
+            typed = sys.argv[1:]
+            sys.argv = [sys.argv[0], *literal_text(typed, option_types(schema_of(name, typed)))]
             try:
+                check_added(typed, name)
                 hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(task)()
             except (HydraException, OmegaConfBaseException, HybridTokenizerError) as error:
-                remedy = f"see python {sys.argv[0]} --help"
-                raise SystemExit(f"error: {one_line(error)}; {remedy}") from None
+                program = sys.argv[0] if sys.argv[0].startswith(PROGRAM) else f"python {sys.argv[0]}"
+                text = explain(error, name, typed)
+                see = "" if text.endswith("?") else f"; see {program} --help"
+                raise SystemExit(f"error: {text}{see}") from None
 
         return run
 
     return decorate
+
+
+def check_added(arguments: Sequence[str], name: str) -> None:
+    """Raise on `+key=value` whose key no part of the configuration takes, which would otherwise have no effect."""
+    if unknown := unknown_addition(arguments, option_types(schema_of(name, arguments)), group_choices(name)):
+        raise HybridTokenizerError(unknown)
+
+
+def explain(error: Exception, name: str, arguments: Sequence[str]) -> str:
+    """An error of composing a configuration in one line: which argument, why, and what was probably meant."""
+    if isinstance(error, HybridTokenizerError):
+        return one_line(error)
+    types, groups = option_types(schema_of(name, arguments)), group_choices(name)
+    if not types:  # the options are those of the study, which is not chosen, or misspelt
+        chosen = [one for one in arguments if split(one)[0] == "study"]
+        if not chosen:
+            return f"study has no value; give study={'|'.join(groups['study'])}"
+        arguments = chosen
+    unknown = explain_unknown(arguments, types, groups)
+    if unknown is not None:
+        return unknown
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read ({error.message.splitlines()[0]}); put the value in quotes: 'NAME=\"VALUE\"'"
+    cause = first_line(error.__cause__) if error.__cause__ is not None else one_line(error)
+    return explain_value(str(error), cause, types) or one_line(error)
 
 
 def one_line(error: Exception) -> str:

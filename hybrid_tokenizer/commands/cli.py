@@ -11,6 +11,19 @@ from typing import NamedTuple
 
 PROGRAM = "hybrid-tokenizer"
 HELP_FLAGS = ("-h", "--help")
+FLAGS_WITH_A_VALUE = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--config-dir",
+    "-cd",
+)
+"""Of Hydra."""
 
 
 class Command(NamedTuple):
@@ -30,6 +43,9 @@ class Command(NamedTuple):
 # fmt: off
 COMMANDS = {
     "reconstruct": Command("reconstruct", "reconstruct an image or a folder of images", "cat.png output_dir=out", "reconstruct", "input"),
+    "encode": Command("encode", "images to files of tokens", "cat.png --output tokens"),
+    "decode": Command("decode", "files of tokens to images", "tokens/cat.safetensors --output decoded"),
+    "list": Command("list_models", "the embedded presets, and the baselines with their licences", ""),
     "eval": Command("eval_recon", "the table of reconstructions: quality, tokens and bits of each row", "data.root=PHOTOS output_dir=out/eval", "eval_recon"),
     "eval-alignment": Command("eval_alignment", "how well decoded images fit their captions", "data.root=PAIRS output_dir=out/alignment", "eval_alignment"),
     "study": Command("eval_study", "the studies behind the paper's figures", "study=decode_sweep data.root=PHOTOS output_dir=out/sweep", "eval_study"),
@@ -38,6 +54,7 @@ COMMANDS = {
     "train-guide": Command("train_guide", "train Branch I, the guide tokens", "data.root=PHOTOS output_dir=runs/guide training.max_steps=2000", "train_guide"),
     "train-semantic": Command("train_semantic", "train Branch II, the semantic tokens", "stage=contrastive data.root=PAIRS output_dir=runs/semantic", "train_semantic"),
     "pretrain-diffusion": Command("pretrain_diffusion", "train Branch III, the diffusion decoder", "stage=vae data.root=PHOTOS output_dir=runs/vae", "pretrain_diffusion"),
+    "assemble": Command("assemble", "put the folders of three branches together as one tokenizer", "--guide runs/guide/final --semantic runs/semantic/final --diffusion runs/unet/final --output my_tokenizer --name mine"),
     "convert": Command("convert", "published checkpoint files to a component folder", "movq movqgan_270M.ckpt movq_270m"),
     "parity": Command("check_parity", "compare with values that published code computed", "FIXTURES"),
     "benchmark": Command("benchmark", "time the system against plain alternatives", "output=out/speed.json", "benchmark"),
@@ -65,14 +82,29 @@ def with_paths(command: Command, arguments: Sequence[str]) -> list[str]:
     """The arguments, in which a path alone is an override of the command's path option."""
     if command.path is None:
         return list(arguments)
-    return [one if "=" in one or one.startswith("-") else f"{command.path}={one}" for one in arguments]
+    alone = [
+        "=" not in one and not one.startswith("-") and before not in FLAGS_WITH_A_VALUE
+        for before, one in zip(["", *arguments], arguments, strict=False)
+    ]
+    return [f"{command.path}={one}" if path else one for path, one in zip(alone, arguments, strict=True)]
 
 
 def run(name: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a command. Its arguments are those after the program's name on the command line, or `arguments`."""
+    """Run a command, or print its help.
+
+    Args:
+        arguments: what follows the command's name. None: what follows the script's name on the command line.
+    """
     command = COMMANDS[name]
     given = with_paths(command, sys.argv[1:] if arguments is None else arguments)
     program = sys.argv[0] if arguments is None else f"{PROGRAM} {name}"
+    if command.config is not None and set(HELP_FLAGS) & set(given):
+        from hybrid_tokenizer.commands.help import help_text
+
+        shown = program if arguments is not None else f"python {program}"
+        others = [one for one in given if one not in HELP_FLAGS]
+        print(help_text(shown, command.purpose, command.example, command.config, command.path, others))
+        return
     sys.argv = [program, *given]
     import_module(f"hybrid_tokenizer.commands.{command.module}").main()
 

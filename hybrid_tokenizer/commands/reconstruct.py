@@ -1,12 +1,12 @@
 """Reconstruct an image or a folder of images. Writes each result, and original and result side by side."""
 
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from hybrid_tokenizer.commands.picture_files import check_exists, labels
 from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import ReconstructConfig
@@ -19,19 +19,18 @@ from hybrid_tokenizer.images import to_pil
 
 @command("reconstruct")
 def main(config: ReconstructConfig) -> None:
+    check_exists("input=", config.input, "an image or a folder of images")
     device = choose_device(config.device)
     tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
     images = EvalImages.open(config.input, config.image_size)
-    stems = [Path(name).with_suffix("").as_posix() for name in images.names]
-    twice = Counter(stems)
-    labels = [name if twice[stem] > 1 else stem for name, stem in zip(images.names, stems, strict=True)]
+    names = labels(images.names)
     with tqdm(total=len(images), desc="reconstructing", unit="image") as bar:
         for batch in images.batches(config.batch_size):
             references = batch.references.to(device)
             generator = torch.Generator().manual_seed(config.seed)
             output, tokens, _ = reconstruct(tokenizer, batch._replace(references=references), generator)
             for position, original, result in zip(batch.positions, references, output, strict=True):
-                target = Path(config.output_dir) / labels[position]
+                target = Path(config.output_dir) / names[position]
                 write_png(target.with_name(f"{target.name}.png"), to_pil(result))
                 write_png(target.with_name(f"{target.name}.side_by_side.png"), side_by_side(original, result))
             bar.update(len(batch.positions))

@@ -10,6 +10,9 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 def prepare(options: argparse.Namespace) -> None:
     """Reconstruct the pictures of a study and write its folder."""
+    from hybrid_tokenizer.commands.picture_files import check_exists
+
+    check_exists("--images ", options.images, "a folder of images")
     from hybrid_tokenizer.apps.user_study.prepare import StudyOptions, prepare_study
     from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.evaluation.rows import rows_by_name

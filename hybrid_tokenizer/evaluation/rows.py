@@ -78,7 +78,7 @@ def rows_by_name(
     for name in names:
         if name in weighted and name not in baselines:
             raise HybridTokenizerError(
-                f"row {name!r} needs its weights: give baselines.{name}=FILE, a folder, a hub id, or hub"
+                f"row {name!r} needs its weights: give +baselines.{name}=FILE, a folder, a hub id, or hub"
             )
         if name not in known and name not in weighted and not is_variant(name):
             raise HybridTokenizerError(

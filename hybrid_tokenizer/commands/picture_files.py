@@ -1,0 +1,27 @@
+"""Images that a command reads and files that it writes."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hybrid_tokenizer.errors import HybridTokenizerError, printable
+
+
+def check_exists(option: str, path: str | Path | None, what: str) -> None:
+    """Raise where a path that the user gave as `option` does not exist. None is a path that was not given."""
+    if path is not None and not Path(path).exists():
+        raise HybridTokenizerError(f"{option}{printable(path)} does not exist; give {what}")
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """The names without their suffixes, except where two would then be the same."""
+    stems = [Path(name).with_suffix("").as_posix() for name in names]
+    twice = Counter(stems)
+    return [name if twice[stem] > 1 else stem for name, stem in zip(names, stems, strict=True)]
+
+
+def check_new(paths: Iterable[Path]) -> None:
+    """Raise where one of the files to write is there already."""
+    for path in paths:
+        if path.exists():
+            raise HybridTokenizerError(f"{printable(path)} exists and is not written over; give another --output")
