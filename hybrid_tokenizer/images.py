@@ -18,6 +18,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RANGE_SLACK = 1.0  # decoders overshoot [-1, 1]; anything beyond [-2, 2] is another value range
 CPU_PIXELS_AT_ONCE = 2 * 256 * 256
+LONG_STRIP = 4  # sides to one
 
 
 def from_pil(image: Image.Image) -> Float[Tensor, "3 h w"]:
@@ -53,9 +54,9 @@ def to_unit(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 
 
 def check_range(images: Float[Tensor, "*b 3 h w"]) -> None:
-    """Raise when `images` can not be in [-1, 1]: 0..255 floats, or non-finite values.
+    """Raise when `images` cannot be in [-1, 1]: 0..255 floats, or non-finite values.
 
-    Images in [0, 1] lie inside [-1, 1] and can not be told apart from dark-free images; callers convert explicitly.
+    Images in [0, 1] lie inside [-1, 1] and cannot be told apart from dark-free images; callers convert explicitly.
     """
     low, high = images.aminmax()
     if not (low >= -1 - RANGE_SLACK and high <= 1 + RANGE_SLACK):  # also false for NaN
@@ -63,6 +64,16 @@ def check_range(images: Float[Tensor, "*b 3 h w"]) -> None:
             f"image values span {low.item():.4g} to {high.item():.4g}, expected [-1, 1]; "
             "convert with hybrid_tokenizer.images.from_uint8 or divide 0..255 floats by 127.5 and subtract 1"
         )
+
+
+def check_computed(values: Float[Tensor, "..."], branch: str) -> Float[Tensor, "..."]:
+    """`values` where all are finite; raises and names the branch of the model that computed them where not."""
+    if values.is_meta or not values.numel() or all(bound.isfinite() for bound in values.aminmax()):
+        return values
+    raise HybridTokenizerError(
+        f"the {branch} branch computed values that are not finite; its weights are damaged, or pass the range of the dtype "
+        "that it was cast to: load it again, and keep it in float32"
+    )
 
 
 def resize_area(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
@@ -110,11 +121,18 @@ def full_resolution_chunk(device: torch.device, size: tuple[int, int] | None = N
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size` (up or down, antialiased bicubic), then the centre `size` x `size`."""
+    """Shorter side to `size` (up or down, antialiased bicubic), then the centre `size` x `size`.
+
+    Of a long strip only the part that is kept is resized: strips of any length need the memory of one square. The two ways
+    differ by rounding, so ordinary pictures stay on the first.
+    """
     width, height = image.size
     scale = size / min(width, height)
-    resized = image.resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
-    )
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    return resized.crop((left, top, left + size, top + size))
+    resized = max(size, round(width * scale)), max(size, round(height * scale))
+    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    if max(resized) <= LONG_STRIP * size:
+        whole = image.resize(resized, Image.Resampling.BICUBIC)
+        return whole.crop((left, top, left + size, top + size))
+    across, down = width / resized[0], height / resized[1]
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)

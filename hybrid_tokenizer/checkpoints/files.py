@@ -33,7 +33,7 @@ MAX_LAYERS = 1000
 """Of a number whose name says that it counts layers or blocks, and of a list's entries."""
 MAX_DEPTH = 16
 COMPILED, PARALLEL = "_orig_mod.", "module."
-"""What torch.compile puts into the names of weights, and DistributedDataParallel before them."""
+"""What torch.compile inserts into the names of weights, and what DistributedDataParallel puts before them."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -49,8 +49,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON, atomically. Infinities and NaN are refused, since other readers refuse them."""
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """JSON, atomically. Infinities and NaN are refused, since other readers refuse them.
+
+    A file name with bytes that are not UTF-8 holds surrogates, which are written as JSON's own escapes.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomic(path, (text + "\n").encode(errors="backslashreplace"))
 
 
 def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES) -> Any:

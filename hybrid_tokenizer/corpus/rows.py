@@ -15,7 +15,7 @@ from PIL import Image
 from hybrid_tokenizer.corpus.config import ViewConfig
 from hybrid_tokenizer.corpus.sources import Fetched
 from hybrid_tokenizer.corpus.views import cut_views, row_id
-from hybrid_tokenizer.data.folders import UnreadableImage, open_rgb
+from hybrid_tokenizer.data.open import UnreadableImage, open_rgb
 from hybrid_tokenizer.tokens import NUM_SEMANTIC_TOKENS, HybridTokens
 
 SKIPPED_KEY = b"hybrid_tokenizer.skipped"

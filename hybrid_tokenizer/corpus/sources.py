@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from hybrid_tokenizer.corpus.config import ColumnConfig
 from hybrid_tokenizer.data.captions import CAPTIONS_NAME
-from hybrid_tokenizer.data.folders import UnreadableImage, find_images
+from hybrid_tokenizer.data.folders import find_images
+from hybrid_tokenizer.data.open import UnreadableImage
 from hybrid_tokenizer.data.shards import SHARD_SUFFIX, Member, ShardSample, find_shards, read_shards
 from hybrid_tokenizer.errors import HybridTokenizerError
 

@@ -1,18 +1,17 @@
-"""Photographs from disk: folders, captions, built-in samples, and the stream that training draws from."""
+"""Photographs from disk: folders, captions, built-in samples, and the stream that training draws from.
 
-from hybrid_tokenizer.data.captions import CaptionedImage, read_captions
-from hybrid_tokenizer.data.folders import UnreadableImage, find_images, hold_out, open_rgb
-from hybrid_tokenizer.data.samples import sample_photographs
-from hybrid_tokenizer.data.training import TrainingStream, build_loader
+Names are imported on first use: reading a configuration loads no image library.
+"""
 
-__all__ = [
-    "CaptionedImage",
-    "TrainingStream",
-    "UnreadableImage",
-    "build_loader",
-    "find_images",
-    "hold_out",
-    "open_rgb",
-    "read_captions",
-    "sample_photographs",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "captions": ["CaptionedImage", "read_captions"],
+        "folders": ["find_images", "hold_out", "mark_output"],
+        "open": ["UnreadableImage", "open_rgb"],
+        "samples": ["sample_photographs"],
+        "training": ["TrainingStream", "build_loader"],
+    },
+)

@@ -2,30 +2,62 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from hybrid_tokenizer.data.training import CropConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
+
+Verify = Literal["full", "cheap", "off"]
+LEVELS = get_args(Verify)
+
+
+@dataclass
+class CropConfig:
+    """A square crop of `scale` times the shorter side, at random, resized to `size` px (also up), flipped half of the time."""
+
+    size: int = 256
+    scale: tuple[float, float] = (0.7, 1.0)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise HybridTokenizerError(
+                f"crop_scale={list(self.scale)} must satisfy 0 < low <= high <= 1, e.g. [0.7, 1.0]"
+            )
+        if self.size < 1:
+            raise HybridTokenizerError(f"image_size={self.size} must be at least 1 px")
+
+
+def check_level(level: str) -> None:
+    """Raise for a value of `data.verify` that is none."""
+    if level not in LEVELS:
+        raise HybridTokenizerError(f"data.verify={level!r} is not known; use {' or '.join(LEVELS)}")
 
 
 @dataclass
 class DataConfig:
-    """`root` is a folder of images, a folder, .tar or brace pattern of WebDataset shards, or a list of these; `repeats` says
-    how often an epoch goes through each.
-
-    `val_root: null` holds out `val_fraction` of each root's files, at least `val_at_least`, by the hash of the relative
-    path. Images smaller than the crop are enlarged. `val_image_size: null` validates at `image_size`.
-    """
+    """The images of a training run."""
 
     root: Any = "???"
+    """A folder of images, a folder, .tar or brace pattern of WebDataset shards, or a list of these."""
     repeats: list[int] | None = None
+    """How often an epoch goes through each root. null is once."""
     val_root: str | None = None
+    """Validation images. null holds some of the training images out, by the hash of the relative path."""
     val_fraction: float = 0.02
+    """Share of each root's files that is held out."""
     val_at_least: int = 8
+    """How many files of each root are held out at least."""
     image_size: int = 256
+    """Side of the crops. Smaller images are enlarged."""
     val_image_size: int | None = None
+    """Side of the validation images. null is `image_size`."""
     crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])
+    """Shortest and longest side of a crop, as shares of the image's shorter side."""
     flip: bool = True
+    """Mirror half of the crops."""
+    verify: str = "cheap"
+    """How thoroughly every image is checked for damage that decoders pass over: full, cheap or off."""
 
     def __post_init__(self) -> None:
         listed = [self.root] if isinstance(self.root, str) else self.root
@@ -45,6 +77,7 @@ class DataConfig:
                 raise HybridTokenizerError(f"data.{name}={value} must be at least 1")
         if len(self.crop_scale) != 2:
             raise HybridTokenizerError(f"data.crop_scale={self.crop_scale} must be two numbers, e.g. [0.7, 1.0]")
+        check_level(self.verify)
         self.crop  # noqa: B018  its own check
 
     @property

@@ -1,109 +1,92 @@
-"""Folders of images, nested or flat, any mode; every failure is an `UnreadableImage` with its path and reason."""
+"""Folders of images, nested or flat; which of them are held out; and the mark that keeps a run's own outputs out of its data."""
 
 import hashlib
-import io
 import os
-import struct
-import warnings
-import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from tqdm import tqdm
 
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.data.open import IMAGE_SUFFIXES
+from hybrid_tokenizer.errors import HybridTokenizerError, printable
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-MAX_PIXELS = 64_000_000
-"""Images that claim more pixels are refused from their header, before anything is decoded."""
+RUN_MARK = ".hybrid_tokenizer_run"
+RUN_MARK_TEXT = (
+    "The pictures in this folder were written by a run. Image folders that hold this folder are read without it.\n"
+)
+MOST_LISTED = 5
 
-DECODER_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
-    MemoryError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow's decoders raise on damaged bytes."""
+Say = Callable[[str], None]
 
 
-class UnreadableImage(HybridTokenizerError):
-    """One image can not be used; the run goes on without it and lists it as `skipped PATH: reason`."""
+def find_images(root: str | os.PathLike[str], say: Say = tqdm.write) -> list[Path]:
+    """Every image file under `root`, sorted by relative path.
 
-    def __init__(self, path: Path, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> tuple:  # loader workers send it to the main process
-        return type(self), (self.path, self.reason)
-
-
-def find_images(root: str | os.PathLike[str]) -> list[Path]:
-    """Every image file under `root`, sorted by relative path; hidden files and folders are left out."""
+    Hidden files and folders are left out. So are, and `say` hears of it, folders that a run wrote (see `mark_output`),
+    links to folders, links that lead nowhere, and folders that cannot be read. `root` itself may be any of these but the last.
+    """
     root = Path(root)
     if not root.is_dir():
-        raise HybridTokenizerError(f"data.root={str(root)!r} is not a folder; give a folder of images")
-    paths = [
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    ]
+        raise HybridTokenizerError(f"data.root={printable(root)!r} is not a folder; give a folder of images")
+    left_out: dict[str, list[str]] = {}
+    paths = sorted(walk_images(root, left_out), key=lambda path: path.relative_to(root).as_posix())
+    for reason, names in left_out.items():
+        shown = ", ".join(map(printable, sorted(names)[:MOST_LISTED]))
+        more = f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+        say(f"left out of {printable(root)}: {reason.format(len(names))}: {shown}{more}")
     if not paths:
         raise HybridTokenizerError(
-            f"data.root={str(root)!r} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}, nested or flat"
+            f"data.root={printable(root)!r} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}, "
+            "nested or flat"
         )
-    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+    return paths
 
 
-def open_rgb(
-    path: str | os.PathLike[str],
-    max_pixels: int = MAX_PIXELS,
-    data: bytes | None = None,
-    draft_side: int | None = None,
-) -> Image.Image:
-    """Decode an image to RGB, upright: grey, palette, CMYK, alpha (over white), 16 bit and EXIF-rotated files included.
+def walk_images(root: Path, left_out: dict[str, list[str]]) -> Iterator[Path]:
+    """The image files under `root`, in any order; what is left out is added to `left_out` by its reason."""
 
-    data: the bytes of the file, where `path` is only what they are called.
-    draft_side: decode a JPEG at a half, a quarter or an eighth of its size, with both sides still at least this long.
+    def leave_out(reason: str, path: str | os.PathLike[str]) -> None:
+        left_out.setdefault(reason, []).append(os.path.relpath(path, root))
 
-    Raises:
-        UnreadableImage: missing, truncated, not an image, too many pixels, or a mode without a known value range.
+    def unreadable(error: OSError) -> None:
+        leave_out(f"{{}} folder(s) that cannot be read ({error.strerror})", error.filename)
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
+        if RUN_MARK in files and folder != str(root):
+            leave_out("{} folder(s) that a run wrote", folder)
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                leave_out("{} linked folder(s), give them as further roots", os.path.join(folder, name))
+        for name in files:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            if path.is_file():
+                yield path
+            elif path.is_symlink():
+                leave_out("{} link(s) that lead nowhere", path)
+
+
+def mark_output(folder: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str] | None] = ()) -> None:
+    """Make the folder of a run's outputs, and mark it, so that no run takes the pictures in it for data.
+
+    A folder that holds pictures already and no mark stays without one: they may be the user's.
+
+    sources: the folders that the run reads; raises where the outputs would go into one of them as if they belonged to it.
     """
-    path = Path(path)
+    folder = Path(folder)
+    shown = printable(folder)
+    if any(source is not None and Path(source).resolve() == folder.resolve() for source in sources):
+        raise HybridTokenizerError(f"output_dir={shown!r} is the folder of the data; give a folder of its own")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the stricter bound
-            warnings.simplefilter("ignore", UserWarning)  # damaged metadata; the pixels are read all the same
-            with Image.open(path if data is None else io.BytesIO(data)) as image:
-                if image.width * image.height > max_pixels:
-                    raise UnreadableImage(
-                        path, f"{image.width}x{image.height} is over the limit of {max_pixels} pixels"
-                    )
-                if draft_side is not None:
-                    image.draft("RGB", (draft_side, draft_side))
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except UnreadableImage:
-        raise
-    except Image.DecompressionBombError:
-        raise UnreadableImage(path, f"its header claims more than {max_pixels} pixels") from None
-    except DECODER_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableImage(path, reason.replace(str(path), "file")) from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
-        levels = np.asarray(image).astype(np.float64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"mode {image.mode} values outside 0..65535 have no known range")
-        return Image.fromarray(np.round(levels / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("mode F (floats) has no known value range; convert it to 8 or 16 bit")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RUN_MARK).exists() or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
+            (folder / RUN_MARK).write_text(RUN_MARK_TEXT)
+    except OSError as error:
+        raise HybridTokenizerError(f"output_dir={shown!r} cannot be written ({error.strerror}); give another") from None
 
 
 def hold_out(paths: list[Path], root: Path, fraction: float = 0.02, at_least: int = 8) -> tuple[list[Path], list[Path]]:
@@ -113,9 +96,9 @@ def hold_out(paths: list[Path], root: Path, fraction: float = 0.02, at_least: in
     """
     if len(paths) < 2:
         raise HybridTokenizerError(
-            f"{root} holds {len(paths)} image(s); at least 2 are needed to hold one out for validation"
+            f"{printable(root)} holds {len(paths)} image(s); at least 2 are needed to hold one out for validation"
         )
     count = min(max(at_least, round(fraction * len(paths))), len(paths) // 2)
-    ranked = sorted(paths, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest())
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(root).as_posix())).hexdigest())
     held = set(ranked[:count])
     return [path for path in paths if path not in held], [path for path in paths if path in held]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hybrid_tokenizer.data.folders import open_rgb
+from hybrid_tokenizer.data.open import open_rgb
 
 SKIMAGE_FILES = {
     "astronaut": "astronaut.png",

@@ -2,7 +2,6 @@
 restarts, so a resumed run continues exactly where it was killed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -12,30 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hybrid_tokenizer.data.folders import UnreadableImage
+from hybrid_tokenizer.data.config import CropConfig, Verify
 from hybrid_tokenizer.data.items import Item, item_captions, open_item
+from hybrid_tokenizer.data.open import UnreadableImage
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import from_pil
 
 MAX_CONSECUTIVE_FAILURES = 100
-
-
-@dataclass
-class CropConfig:
-    """A square crop of `scale` times the shorter side, at random, resized to `size` px (also up), flipped half of the time."""
-
-    size: int = 256
-    scale: tuple[float, float] = (0.7, 1.0)
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise HybridTokenizerError(
-                f"crop_scale={list(self.scale)} must satisfy 0 < low <= high <= 1, e.g. [0.7, 1.0]"
-            )
-        if self.size < 1:
-            raise HybridTokenizerError(f"image_size={self.size} must be at least 1 px")
 
 
 def random_crop(image: Image.Image, config: CropConfig, rng: np.random.Generator) -> Image.Image:
@@ -67,20 +49,21 @@ class TrainingStream(Dataset):
     """Endless shuffled epochs over `items`, addressed by draw number.
 
     Each epoch is a permutation seeded by (seed, epoch); the crop and the caption of a draw are seeded by (seed, draw).
-    An unreadable image is replaced by the next draw's image and named in `skipped`.
+    An unreadable image is replaced by the next draw's image and named in `skipped`. `verify` is how far each image is
+    checked for damage, every time that it is drawn.
     """
 
-    def __init__(self, items: Sequence[Item], crop: CropConfig, seed: int):
+    def __init__(self, items: Sequence[Item], crop: CropConfig, seed: int, verify: Verify = "cheap"):
         if not items:
             raise HybridTokenizerError("no training images are left; add images or lower the held-out share")
-        self.items, self.crop, self.seed = list(items), crop, seed
+        self.items, self.crop, self.seed, self.verify = list(items), crop, seed, verify
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.items))
 
-    def __getstate__(self) -> dict[str, Any]:  # an lru_cache can not be pickled to spawned workers
-        return {"items": self.items, "crop": self.crop, "seed": self.seed}
+    def __getstate__(self) -> dict[str, Any]:  # an lru_cache cannot be pickled to spawned workers
+        return {"items": self.items, "crop": self.crop, "seed": self.seed, "verify": self.verify}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -91,9 +74,9 @@ class TrainingStream(Dataset):
             epoch, position = divmod(attempt, len(self.items))
             item = self.items[self._permutation(epoch)[position]]
             try:
-                image, captions = open_item(item), item_captions(item)
+                image, captions = open_item(item, self.verify), item_captions(item)
             except UnreadableImage as error:
-                skipped.append((str(error.path), error.reason))
+                skipped.append((error.name, error.reason))
                 continue
             rng = np.random.default_rng((self.seed, 1, draw))
             crop = from_pil(random_crop(image, self.crop, rng))

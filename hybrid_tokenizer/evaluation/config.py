@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hybrid_tokenizer.data.config import check_level
 from hybrid_tokenizer.diffusion.config import DecodeOptions
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -18,6 +19,7 @@ class EvalData:
     root: str | None = None
     image_size: int = 256
     max_images: int | None = None
+    verify: str = "full"
 
     def __post_init__(self) -> None:
         if self.image_size < SMALLEST_SIDE or self.image_size % 8:
@@ -27,6 +29,7 @@ class EvalData:
             )
         if self.max_images is not None and self.max_images < 1:
             raise HybridTokenizerError(f"data.max_images={self.max_images} must be at least 1, or null for all images")
+        check_level(self.verify)
 
 
 @dataclass

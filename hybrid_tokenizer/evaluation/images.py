@@ -14,10 +14,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hybrid_tokenizer.data.folders import UnreadableImage, find_images, open_rgb
+from hybrid_tokenizer.data.config import Verify
+from hybrid_tokenizer.data.items import folder_of, item_path, list_items, open_item
+from hybrid_tokenizer.data.open import UnreadableImage, open_rgb
 from hybrid_tokenizer.data.samples import sample_photographs
+from hybrid_tokenizer.data.shards import SHARD_SUFFIX
 from hybrid_tokenizer.devices import rank_and_world_size
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, printable
 from hybrid_tokenizer.evaluation.config import EvalData
 from hybrid_tokenizer.images import fit_square, from_uint8
 
@@ -40,7 +43,8 @@ class EvalImages:
     only the first process reports.
 
     Args:
-        names: the images' names in the results: paths relative to `root` where there is one.
+        names: the images' names: paths relative to `root` where there is one. `sources` keeps those that were usable, and
+            `names` has them as results show them, with escapes for control characters and for bytes that are not UTF-8.
         read: returns the RGB image of a name, or raises `UnreadableImage`.
         max_images: take only the first usable ones.
     """
@@ -59,6 +63,7 @@ class EvalImages:
         leads = rank_and_world_size()[0] == 0
         self.size = size
         self.names: list[str] = []
+        self.sources: list[str] = []
         self.skipped: list[dict[str, str]] = []
         self._read, self._root = read, root
         self._cache: dict[str, UInt8[Tensor, "3 r r"]] = {}
@@ -69,11 +74,12 @@ class EvalImages:
             try:
                 levels = self._crop(name)
             except UnreadableImage as error:
-                self.skipped.append({"path": str(error.path), "reason": error.reason})
+                self.skipped.append({"path": error.name, "reason": error.reason})
                 if leads:
-                    say(f"skipped {error.path}: {error.reason}")
+                    say(f"skipped {error.name}: {error.reason}")
                 continue
-            self.names.append(name)
+            self.names.append(printable(name))
+            self.sources.append(name)
             pixels.update(levels.numpy().tobytes())
             if (len(self._cache) + 1) * levels.nbytes <= CACHE_BYTES:
                 self._cache[name] = levels
@@ -83,27 +89,39 @@ class EvalImages:
                 "give a folder with readable images that are large enough"
             )
         self.pixels_hash = pixels.hexdigest()
-        self.names_hash = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        self.names_hash = hashlib.sha256(os.fsencode("\n".join(self.sources))).hexdigest()
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str] | None, size: int, **options: Any) -> "EvalImages":
-        """A folder, one file, or the built-in photographs (None). Options as for the constructor."""
+    def open(
+        cls, source: str | os.PathLike[str] | None, size: int, verify: Verify = "full", **options: Any
+    ) -> "EvalImages":
+        """A folder, one file, WebDataset shards, or the built-in photographs (None). Options as for the constructor.
+
+        verify: how thoroughly every image is checked for damage, see `hybrid_tokenizer.data.verify`.
+        """
         if source is None:
             return cls.from_samples(size, **options)
-        return (cls.from_file if Path(source).is_file() else cls.from_folder)(source, size, **options)
+        is_image = Path(source).is_file() and Path(source).suffix != SHARD_SUFFIX
+        return (cls.from_file if is_image else cls.from_folder)(source, size, verify, **options)
 
     @classmethod
-    def from_folder(cls, root: str | os.PathLike[str], size: int, **options: Any) -> "EvalImages":
-        """A folder of images, nested or flat; names are paths relative to it. Options as for the constructor."""
+    def from_folder(
+        cls, root: str | os.PathLike[str], size: int, verify: Verify = "full", **options: Any
+    ) -> "EvalImages":
+        """A folder of images, nested or flat, or of shards; names are paths relative to it. Options as for the constructor."""
         root = Path(root)
-        names = [path.relative_to(root).as_posix() for path in find_images(root)]
-        return cls(names, lambda name: open_rgb(root / name), size, root=root, **options)
+        items = list_items(root, captions=False, say=options.get("say", tqdm.write))
+        folder = folder_of(root)
+        by_name = {item_path(item).relative_to(folder).as_posix(): item for item in items}
+        return cls(list(by_name), lambda name: open_item(by_name[name], verify), size, root=folder, **options)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], size: int, **options: Any) -> "EvalImages":
+    def from_file(
+        cls, path: str | os.PathLike[str], size: int, verify: Verify = "full", **options: Any
+    ) -> "EvalImages":
         """One image file."""
         path = Path(path)
-        return cls([path.name], lambda name: open_rgb(path), size, root=path.parent, **options)
+        return cls([path.name], lambda name: open_rgb(path, verify=verify), size, root=path.parent, **options)
 
     @classmethod
     def from_samples(cls, size: int, **options: Any) -> "EvalImages":
@@ -115,7 +133,7 @@ class EvalImages:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Float[Tensor, "3 r r"]:
-        name = self.names[index]
+        name = self.sources[index]
         return from_uint8(self._cache[name] if name in self._cache else self._crop(name))
 
     def batches(self, batch_size: int) -> Iterator[EvalBatch]:
@@ -152,7 +170,7 @@ class EvalImages:
 
 def open_images(data: EvalData, **options: Any) -> EvalImages:
     """The images of a configuration. Options as for EvalImages."""
-    return EvalImages.open(data.root, data.image_size, max_images=data.max_images, **options)
+    return EvalImages.open(data.root, data.image_size, data.verify, max_images=data.max_images, **options)
 
 
 def _levels(image: Image.Image, size: int) -> UInt8[Tensor, "3 r r"]:

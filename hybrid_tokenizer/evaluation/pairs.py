@@ -1,15 +1,18 @@
 """Images and one caption each, in the order of the set."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
-from hybrid_tokenizer.data.coco import read_coco
-from hybrid_tokenizer.data.items import Item, folder_of, item_captions, item_path, list_items, open_item
+from hybrid_tokenizer.data.captions import list_skipped
+from hybrid_tokenizer.data.coco import parse_coco
+from hybrid_tokenizer.data.items import folder_of, item_captions, item_path, list_pairs, open_item
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import PairData
 from hybrid_tokenizer.evaluation.images import EvalImages
@@ -30,7 +33,7 @@ class Pairs:
 
 def pick_caption(captions: Sequence[str], name: str, seed: int) -> str:
     """One caption, picked by a hash of the seed and the image's name, independent of the other images."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    digest = hashlib.sha256(os.fsencode(f"{seed}:{name}")).digest()
     return captions[int.from_bytes(digest[:8], "big") % len(captions)]
 
 
@@ -41,8 +44,9 @@ def open_pairs(data: PairData, **options: Any) -> Pairs:
             "data.root has no value; give a folder with captions.jsonl, WebDataset shards, or COCO's images with data.annotations=FILE"
         )
     root = Path(data.root)
-    items: list[Item]
-    items = list(read_coco(data.annotations, root, data.split)) if data.annotations else list_items(root, captions=True)
+    say = options.get("say", tqdm.write)
+    items, rows = parse_coco(data.annotations, root, data.split) if data.annotations else list_pairs(root, say=say)
+    list_skipped(rows, say)
     folder = folder_of(root)
     by_name = {item_path(item).relative_to(folder).as_posix(): item for item in items}
     if len(by_name) < len(items):
@@ -53,7 +57,8 @@ def open_pairs(data: PairData, **options: Any) -> Pairs:
 
     def read(name: str) -> Image.Image:
         captions[name] = pick_caption(item_captions(by_name[name]), name, data.caption_seed)
-        return open_item(by_name[name])
+        return open_item(by_name[name], data.verify)
 
     images = EvalImages(list(by_name), read, data.image_size, root=folder, max_images=data.max_images, **options)
-    return Pairs(images, [captions[name] for name in images.names])
+    images.skipped[:0] = [{"path": row.where, "reason": row.reason} for row in rows]
+    return Pairs(images, [captions[name] for name in images.sources])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import load_tensors, read_json, save_tensors, state_hash, write_json
 from hybrid_tokenizer.data import UnreadableImage
-from hybrid_tokenizer.data.items import Item, item_captions, item_path, open_item
+from hybrid_tokenizer.data.config import Verify
+from hybrid_tokenizer.data.items import Item, item_captions, item_stamp, open_item
 from hybrid_tokenizer.data.training import CropConfig, random_crop
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -72,6 +74,7 @@ def cache_latents(
     guide: GuideTokenizer | None = None,
     bf16: bool = False,
     pixels: bool = False,
+    verify: Verify = "full",
 ) -> LatentStream:
     """Encode `views` random crops of each item to latents (fp16), semantic tokens and latents of the guide.
 
@@ -81,8 +84,10 @@ def cache_latents(
     Args:
         bf16: encode images and guides under autocast, several times faster. Semantic tokens are computed in fp32 all the same.
         pixels: also keep the crops themselves, in 8 bits.
+        verify: how thoroughly every image is checked for damage.
     """
-    crops = [[str(item_path(item)) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
+    crops = [[item_stamp(item) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
+    encode = partial(encode_views, items, crop, views, seed, verify)
     normalised = [decoder.config.latent_shift, decoder.config.latent_scale]
     # without the VAE's decoder, which may train and does not change what is encoded
     vae = [[state_hash(part) for name, part in decoder.vae.named_children() if name != "decoder"], normalised, bf16]
@@ -90,11 +95,7 @@ def cache_latents(
     latents, kept = cached(
         folder / "latents.safetensors",
         [crops, *vae],
-        lambda: encode_views(
-            items,
-            crop,
-            views,
-            seed,
+        lambda: encode(
             "latents",
             autocast(lambda images: decoder.encode_latents(images.to(decoder.device)).half()),
         ),
@@ -106,9 +107,7 @@ def cache_latents(
         indices, kept_too = cached(
             folder / "semantic.safetensors",
             [crops, state_hash(semantic)],
-            lambda: encode_views(
-                items, crop, views, seed, "semantic tokens", lambda images: semantic.encode(images.to(device)).int()
-            ),
+            lambda: encode("semantic tokens", lambda images: semantic.encode(images.to(device)).int()),
         )
         check_same(kept, kept_too, folder)
     guide_latents = None
@@ -117,11 +116,7 @@ def cache_latents(
         guide_latents, kept_too = cached(
             folder / "guides.safetensors",
             [crops, *vae, state_hash(guide), "one shorter prefix a batch"],
-            lambda: encode_views(
-                items,
-                crop,
-                views,
-                seed,
+            lambda: encode(
                 "guides",
                 autocast(lambda images: encode_guide(images).half()),
             ),
@@ -132,7 +127,7 @@ def cache_latents(
         crop_pixels, kept_too = cached(
             folder / "pixels.safetensors",
             [crops],
-            lambda: encode_views(items, crop, views, seed, "pixels", to_uint8),
+            lambda: encode("pixels", to_uint8),
         )
         check_same(kept, kept_too, folder)
     captions = [item_captions(items[index]) for index in kept.tolist() for _ in range(views)]
@@ -203,6 +198,7 @@ def encode_views(
     crop: CropConfig,
     views: int,
     seed: int,
+    verify: Verify,
     label: str,
     encode: Callable[[Float[Tensor, "b 3 s s"]], Tensor],
     batch_size: int = 16,
@@ -211,9 +207,10 @@ def encode_views(
     kept, crops, encoded = [], [], []
     for number, item in enumerate(tqdm(items, desc=label, unit="image")):
         try:
-            image = open_item(item)
+            image = open_item(item, verify)
+            item_captions(item)  # raises where a shard has none for it
         except UnreadableImage as error:
-            print(f"skipped {error.path}: {error.reason}", flush=True)
+            print(f"skipped {error.name}: {error.reason}", flush=True)
             continue
         kept.append(number)
         crops += [

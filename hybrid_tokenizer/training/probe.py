@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hybrid_tokenizer.checkpoints.files import load_tensors, save_tensors, write_json
 from hybrid_tokenizer.data.captions import read_captions
-from hybrid_tokenizer.data.folders import open_rgb
+from hybrid_tokenizer.data.open import open_rgb
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import fit_square, from_pil
 from hybrid_tokenizer.metrics.probe import FEATURES, NETWORK, PROBE_FACTS, PROBE_WEIGHTS, Probe, pooled_features

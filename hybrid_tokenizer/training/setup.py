@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from hybrid_tokenizer.data import TrainingStream, UnreadableImage, hold_out
-from hybrid_tokenizer.data.config import DataConfig
+from hybrid_tokenizer.data.config import DataConfig, Verify
 from hybrid_tokenizer.data.items import Item, folder_of, item_captions, item_path, list_items, open_item
 from hybrid_tokenizer.data.training import collate
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
@@ -48,12 +48,13 @@ def build_data(
 ) -> tuple[TrainingStream, list[dict[str, Any]]]:
     """The training stream, and validation batches of at most `training.max_val_images` centre crops."""
     items, held = split_items(data, captions, index_folder)
-    return TrainingStream(items, data.crop, training.seed), validation_batches(
-        held, data.val_image_size or data.image_size, training
-    )
+    stream = TrainingStream(items, data.crop, training.seed, data.verify)
+    return stream, validation_batches(held, data.val_image_size or data.image_size, training, data.verify)
 
 
-def validation_batches(items: list[Item], image_size: int, training: TrainingConfig) -> list[dict[str, Any]]:
+def validation_batches(
+    items: list[Item], image_size: int, training: TrainingConfig, verify: Verify = "full"
+) -> list[dict[str, Any]]:
     """Centre crops of items spread evenly over `items`, in batches of the training's size. Unreadable images are reported and
     left out."""
     count = min(len(items), training.max_val_images)
@@ -61,10 +62,10 @@ def validation_batches(items: list[Item], image_size: int, training: TrainingCon
     samples = []
     for item in chosen:
         try:
-            image = from_pil(fit_square(open_item(item), image_size))
+            image = from_pil(fit_square(open_item(item, verify), image_size))
             caption = item_captions(item)[0]
         except UnreadableImage as error:
-            print(f"skipped {error.path}: {error.reason}", flush=True)
+            print(f"skipped {error.name}: {error.reason}", flush=True)
             continue
         samples.append({"images": image, "captions": caption, "skipped": []})
     if not samples:

@@ -90,13 +90,13 @@ class UNetObjective(Objective):
         bf16 = choose_precision(training) == "bf16"
         pixels = bool(self.options.perceptual or self.options.pixel)
         stream = cache_latents(
-            output_dir / "cache", items, data.crop, views, seed, decoder, semantic, guide, bf16, pixels
+            output_dir / "cache", items, data.crop, views, seed, decoder, semantic, guide, bf16, pixels, data.verify
         )
         if starts_linear:
             if stream.guide_latents is None:
                 raise HybridTokenizerError("unet.linear_path=true starts from the guide; give guide_folder")
             decoder.set_guide_residual(stream.guide_residual().tolist())
-        return stream, validation_batches(held, data.image_size, training)
+        return stream, validation_batches(held, data.image_size, training, data.verify)
 
     def denoise(
         self,

@@ -13,7 +13,7 @@ from hybrid_tokenizer.corpus.config import ColumnConfig, TokenizeConfig, ViewCon
 from hybrid_tokenizer.corpus.rows import cut_rows, skipped_of
 from hybrid_tokenizer.corpus.sources import Entry, Fetched, entries_from_table, entries_to_table, fetch, list_entries
 from hybrid_tokenizer.corpus.views import cut_views
-from hybrid_tokenizer.data.folders import UnreadableImage
+from hybrid_tokenizer.data.open import UnreadableImage
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import fit_square
 

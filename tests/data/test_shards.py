@@ -11,11 +11,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from hybrid_tokenizer.data import TrainingStream, build_loader, hold_out
+from hybrid_tokenizer.data import TrainingStream, UnreadableImage, build_loader, hold_out
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.data.items import folder_of, item_captions, item_path, list_items, open_item
 from hybrid_tokenizer.data.training import CropConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.setup import build_data
 
@@ -148,6 +149,130 @@ def test_the_index_is_kept_elsewhere_and_renewed_with_the_shard(folder, tmp_path
     write_shard(folder / "pairs-000.tar", [{"__key__": f"{n}", "png": png(n), "txt": "new"} for n in range(9)])
     renewed = list_items(folder, True, index)
     assert len(renewed) == 9 + 1 + 1 and renewed[-1] in items
+
+
+def write_members(path, members):
+    """A tar of (name, bytes), as tar itself would write it."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def read(path, captions=True):
+    said = []
+    items = list_items(path, captions, say=said.append)
+    return {item.name: item_captions(item)[0] for item in items}, said
+
+
+def test_dots_in_names_lose_no_photograph(tmp_path):
+    """WebDataset's key ends at the first dot: all 20 would be one sample."""
+    names = [f"photo v1.{n}" for n in range(10)] + [f"IMG_2024.11.{n:02d}" for n in range(10)]
+    members = [(f"{name}.png", png(n)) for n, name in enumerate(names)] + [
+        (f"{name}.txt", name.encode()) for name in names
+    ]
+    found, said = read(write_members(tmp_path / "a.tar", members))
+    assert found == {f"{name}.png": name for name in names}
+    assert said == [
+        "3 key(s) stand for several photographs by WebDataset's rule that a key ends at the first dot; there it ends "
+        "later, the first: a.tar/photo v1.0.png"
+    ]
+
+
+def test_one_photograph_per_key_keeps_webdatasets_rule(tmp_path):
+    members = [(f"{n}.left.png", png(n)) for n in range(3)] + [
+        (f"{n}.json", b'{"caption": "%d"}' % n) for n in range(3)
+    ]
+    found, said = read(write_members(tmp_path / "a.tar", members))
+    assert found == {f"{n}.left.png": str(n) for n in range(3)} and said == []
+
+
+def test_further_images_of_a_sample_are_not_read_in_its_place(tmp_path):
+    members = []
+    for n in range(3):
+        members += [(f"{n}.depth.png", png(200)), (f"{n}.jpg", png(n)), (f"{n}.seg_0.png", png(201))]
+        members += [(f"{n}.meta.txt", b"no caption"), (f"{n}.txt", b"%d" % n)]
+    found, said = read(write_members(tmp_path / "a.tar", members))
+    assert found == {f"{n}.jpg": f"{n}" for n in range(3)}
+    assert said == ["6 further image(s) of samples are not read, the first: a.tar/0.depth.png"]
+
+
+def test_further_images_beside_dots_in_names(tmp_path):
+    members = [(f"v1.{n}.{kind}", png(n)) for n in range(3) for kind in ("depth.png", "jpg")]
+    found, said = read(write_members(tmp_path / "a.tar", members), captions=False)
+    assert list(found) == [f"v1.{n}.jpg" for n in range(3)]
+    assert len(said) == 2
+
+
+def test_a_number_after_the_dot_makes_another_photograph(tmp_path):
+    members = [(f"photo{dot}.png", png(n)) for n, dot in enumerate(("", ".1", ".2"))]
+    assert list(read(write_members(tmp_path / "a.tar", members), captions=False)[0]) == ["photo.png", "photo.1.png", "photo.2.png"]  # fmt: skip
+
+
+def test_of_two_members_with_one_name_the_later_counts(tmp_path):
+    shard = write_members(tmp_path / "a.tar", [("a.png", png(10)), ("b.png", png(20)), ("a.png", png(30))])
+    items = list_items(shard, captions=False)
+    assert [(item.name, np.asarray(open_item(item))[0, 0, 0]) for item in items] == [("a.png", 30), ("b.png", 20)]
+
+
+def test_what_names_leave_in_doubt_is_said_at_every_start(tmp_path):
+    write_members(tmp_path / "a.tar", [("k.1.png", png(1)), ("k.2.png", png(2))])
+    starts = []
+    for _ in range(2):
+        said = []
+        list_items(tmp_path, False, tmp_path / "index", said.append)
+        starts.append(said)
+    assert starts[0] == starts[1] and len(starts[0]) == 1
+
+
+def test_absolute_and_odd_names_stay_inside(tmp_path):
+    names = ["/etc/a.png", "./b.png", "sub/c\nd.png", "caf\udce9.png"]
+    shard = write_members(tmp_path / "a.tar", [(name, png(n)) for n, name in enumerate(names)])
+    for _ in range(2):  # from the shard, from its index
+        items = list_items(shard, False, tmp_path / "index")
+        assert len(items) == 4
+        relative = [item_path(item).relative_to(folder_of(shard)).as_posix() for item in items]
+        assert relative == ["a.tar/etc/a.png", "a.tar/b.png", "a.tar/sub/c\nd.png", "a.tar/caf\udce9.png"]
+        assert [np.asarray(open_item(item))[0, 0, 0] for item in items] == [0, 1, 2, 3]
+
+
+def test_a_folder_is_what_it_has_more_of(tmp_path):
+    """Training and evaluation read the same, and say so."""
+    (tmp_path / "sub").mkdir()
+    for n in range(3):
+        (tmp_path / "sub" / f"{n}.png").write_bytes(png(n, width=64))
+    write_members(tmp_path / "old.tar", [("x.png", png(9))])
+    said = []
+    assert [path.name for path in list_items(tmp_path, False, say=said.append)] == ["0.png", "1.png", "2.png"]
+    note = f"{tmp_path}: 1 .tar file(s) beside the pictures are not read; name them to read them"
+    assert said == [note]
+    heard = []
+    assert EvalImages.open(tmp_path, 32, say=heard.append, progress=False).names == [f"sub/{n}.png" for n in range(3)]
+    assert heard == [note]
+    for n in range(4):
+        write_members(tmp_path / f"{n}.tar", [(f"{n}.png", png(n, width=64))])
+    said = []
+    assert len(list_items(tmp_path, False, say=said.append)) == 5
+    assert said == [f"{tmp_path}: 3 picture(s) beside the 5 .tar files are not read"]
+    images = EvalImages.open(tmp_path, 32, say=heard.append, progress=False)
+    assert images.names == [*(f"{n}.tar/{n}.png" for n in range(4)), "old.tar/x.png"]
+    assert EvalImages.open(tmp_path / "0.tar", 32, progress=False).names == ["0.tar/0.png"]
+
+
+def test_odd_captions_of_a_sample(tmp_path):
+    texts = {"half": b'{"caption": "\\ud83d"}', "null": b'{"captions": [null, "x"]}', "none": b'{"captions": null}', "number": b"7"}  # fmt: skip
+    members = [(f"{name}.{suffix}", data) for name, text in texts.items() for suffix, data in (("png", png(1)), ("json", text))]  # fmt: skip
+    items = {item.name: item for item in list_items(write_members(tmp_path / "a.tar", members), captions=True)}
+    assert item_captions(items["null.png"]) == ("x",)
+    reasons = {}
+    for name in ("half", "none", "number"):
+        with pytest.raises(UnreadableImage) as error:
+            item_captions(items[f"{name}.png"])
+        reasons[name] = error.value.reason
+    assert reasons["half"] == "its .json: its caption holds half a character"
+    assert reasons["none"] == reasons["number"] == "no caption in .json or .txt beside it"
 
 
 @pytest.mark.parametrize("kept", [0.3, "header", "mark", 0])

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from hybrid_tokenizer.apps.web.pages import WebError
-from hybrid_tokenizer.data.folders import DECODER_ERRORS, UnreadableImage, open_rgb
+from hybrid_tokenizer.data.open import DECODER_ERRORS, UnreadableImage, open_rgb
 
 MAX_BYTES = 8 * 2**20
 MAX_PIXELS = 24_000_000

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from hybrid_tokenizer.apps.user_study.study import IMAGES_NAME, VOTES_NAME, Study, StudySet, picture_path, write_study
 from hybrid_tokenizer.apps.user_study.votes import Votes
 from hybrid_tokenizer.checkpoints.files import write_atomic
-from hybrid_tokenizer.data.folders import find_images, open_rgb
+from hybrid_tokenizer.data.folders import find_images
+from hybrid_tokenizer.data.open import open_rgb
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.images import EvalImages
