@@ -1,11 +1,13 @@
 """What every row of a table implements, so that evaluation knows no tokenizer by name.
 
-Evaluation encodes a row that is a `PairTokenizer` with `encode_pair(images, next_images)` and any other with
+Evaluation encodes a row that is a `PairTokenizer` with `encode_pair(images, next_images)` and any other row with
 `encode(images)`, then decodes both alike. `next_images` holds, for every image, the next one of the set in sorted order
 (the last image's is the first). A generator belongs to one call: an image's result is a function of the generator's state
 and of its own tokens, so passing `torch.Generator().manual_seed(seed)` anew for every batch keeps results independent of
-the batch size. A row whose optional attribute `deterministic` is true gives the same images for every generator: one
-seed is enough for it. A row whose optional attribute `compare_to` names another row is compared to that one.
+the batch size. Optional attributes of a row:
+- `deterministic` (bool): every generator gives the same images, so one seed is enough;
+- `compare_to` (str): the name of the row that its paired differences are taken to;
+- `reference_size` (int): the side that it decodes to, where it is compared to the area-resized image.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -32,10 +34,10 @@ class ImageTokenizer(Protocol):
         """Tokens to images of `size` = (height, width)."""
 
     def num_tokens(self, tokens: Any) -> Int[Tensor, "b"]:
-        """Tokens an image, counting only those that `decode` reads."""
+        """Tokens per image, counting only those that `decode` reads."""
 
     def bits(self, tokens: Any) -> Float[Tensor, "b"]:
-        """Bits an image: tokens times log2 of their codebook's size."""
+        """Bits per image: tokens times log2 of their codebook's size."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train the embedded preset from folders of photographs, stage by stage. A killed stage resumes when this is run again.
 # DATA holds imagenet_sample/{train,val}, imagenet_extra/train and captions/{train,val}; RUNS keeps the stages.
-# SINGLE=1 also trains the four guides of one size, which are no part of the preset; scripts/eval_guide.py compares them.
+# SINGLE=1 also trains the four guides of one size, which are no part of the preset; `scripts/eval_study.py study=guide_rates` compares them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,7 +30,7 @@ train_unet unet_first "$RUNS/vae/final"
 # decoder adds, because the whole of it overfits to the teacher network (docs/experiments.md).
 train_unet unet "$RUNS/unet_first/final" unet.vae_decoder=true training.max_steps=5000
 $PYTHON tools/blend_decoder.py "$RUNS/unet_first/final" "$RUNS/unet/final" "$RUNS/blend" --unet 0.75 --drawn 0.3
-# the decode options that the sweep of eval_decode.py recommends (docs/experiments.md)
+# the decode options that `eval_study.py study=decode_sweep` recommends (docs/experiments.md)
 $PYTHON tools/pack_preset.py --name tiny --guide "$RUNS/guide" --semantic "$RUNS/quantize" \
   --start linear_estimate --strength 0.2 --steps 10 \
   --diffusion "$RUNS/unet" --decoder "$RUNS/blend" --stages "$RUNS/vae" "$RUNS/contrastive" --data "$DATA" --runs "$RUNS" \
@@ -50,6 +50,6 @@ if [ -n "${SINGLE:-}" ]; then
     guide.quantizer.codebook_size=2048
   guides=()
   for name in 256 64 16 4; do guides+=("+guides.single_$name=$RUNS/guide_$name/final"); done
-  $PYTHON scripts/eval_guide.py "+guides.nested=$RUNS/guide/final" "${guides[@]}" \
+  $PYTHON scripts/eval_study.py study=guide_rates "+guides.nested=$RUNS/guide/final" "${guides[@]}" \
     data.root="$DATA/imagenet_sample/val" "train_root=$pixels" output_dir=benchmarks/results/tiny/guide_rates
 fi

@@ -14,12 +14,16 @@ SMALLEST_SIDE = 32
 
 @dataclass
 class EvalData:
-    """`root: null` is the built-in photographs. `max_images` takes the first usable images in sorted order."""
+    """The images of an evaluation."""
 
     root: str | None = None
+    """A folder of images, nested or flat, or one image. null is the built-in photographs."""
     image_size: int = 256
+    """Side of the references: the shorter side is resized to it, then the centre is cropped."""
     max_images: int | None = None
+    """Takes the first usable images in sorted order. null takes all."""
     verify: str = "full"
+    """How thoroughly every image is checked for damage that decoders pass over: full, cheap or off."""
 
     def __post_init__(self) -> None:
         if self.image_size < SMALLEST_SIDE or self.image_size % 8:
@@ -34,41 +38,45 @@ class EvalData:
 
 @dataclass
 class Components:
-    """Folders of trained components that replace the model's, and the steps of its encoder's search (null: the model's)."""
+    """What replaces parts of the model."""
 
     guide: str | None = None
+    """Folder of a trained guide tokenizer."""
     semantic: str | None = None
+    """Folder of a trained semantic tokenizer."""
     diffusion: str | None = None
+    """Folder of a trained diffusion decoder."""
     search_steps: int | None = None
+    """Gradient steps of the encoder's search; 0 is the paper's one pass. null is the model's own value."""
 
 
 @dataclass
 class EvalReconConfig:
-    """The table of reconstructions.
-
-    model_name: a preset, a folder or a hub id.
-    tokenizers: the rows by name; null is the controls, the hybrid, the codec and all of `baselines`.
-    extra_rows: further rows by name, such as hybrid@search8.
-    baselines: where the weights of other tokenizers are, name -> file, folder, hub id, or `hub`.
-    compare_to: the row that paired differences are taken to.
-    metric_weights: adds measures whose weights come with no package, name -> file or folder: lpips_alex, lpips_vgg
-        (torchvision's files), clip_i, dino_distance (folders in transformers' form), rfid, kid (torch-fidelity's Inception).
-    pictures: how many images the picture grid shows.
-    """
+    """The table of reconstructions."""
 
     model_name: str = "tiny"
+    """A preset, a folder or a hub id."""
     output_dir: str = "outputs/eval_recon"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     tokenizers: list[str] | None = None
+    """The rows by name. null is the controls, the hybrid, the codec and all of `baselines`."""
     extra_rows: list[str] = field(default_factory=list)
+    """Further rows by name, such as hybrid@search8."""
     baselines: dict[str, str] = field(default_factory=dict)
+    """Where the weights of other tokenizers are: name -> file, folder, hub id, or `hub`."""
     compare_to: str = "hybrid"
+    """The row that paired differences are taken to."""
     seeds: list[int] = field(default_factory=lambda: [0])
+    """Sampling seeds, whose mean is the value of an image."""
     batch_size: int = 8
     device: str | None = None
+    """cpu or cuda. null is the GPU if there is one."""
     pictures: int = 8
+    """Images in the picture grid."""
     metric_weights: dict[str, str] = field(default_factory=dict)
+    """Adds measures whose weights come with no package, name -> file or folder: lpips_alex, lpips_vgg (torchvision's
+    files), clip_i, dino_distance (folders in transformers' form), rfid, kid (torch-fidelity's Inception)."""
 
     def __post_init__(self) -> None:
         check_run_numbers(self.seeds, self.batch_size)
@@ -76,10 +84,11 @@ class EvalReconConfig:
 
 @dataclass
 class ReconstructConfig:
-    """`input` is an image or a folder of images; null is the built-in photographs."""
+    """Pictures of reconstructions."""
 
     model_name: str = "tiny"
     input: str | None = None
+    """An image or a folder of images. null is the built-in photographs."""
     output_dir: str = "outputs/reconstruct"
     image_size: int = 256
     components: Components = field(default_factory=Components)
@@ -111,46 +120,48 @@ DTYPES = ("float32", "bfloat16")
 class PairData(EvalData):
     """Images with captions.
 
-    root: a folder with `captions.jsonl`; or WebDataset shards (a .tar, a brace pattern, a folder of them); or, with
-        `annotations`, the folder of COCO's images.
-    annotations: COCO's captions JSON, or Karpathy's, of which `split` is read.
-    caption_seed: picks one caption per image by a hash of the seed and the image's name.
+    `root` is a folder with `captions.jsonl`; or WebDataset shards (a .tar, a brace pattern, a folder of them); or, with
+    `annotations`, the folder of COCO's images.
     """
 
     annotations: str | None = None
+    """COCO's captions JSON, or Karpathy's."""
     split: str = "test"
+    """The split that is read of Karpathy's JSON."""
     caption_seed: int = 0
+    """Picks one caption per image by a hash of the seed and the image's name."""
 
 
 @dataclass
 class EvalAlignmentConfig:
-    """The table of scores of decoded images against captions.
-
-    tokenizers: rows by name, as in eval_recon; null is the real image, the controls, the hybrid and all of `baselines`.
-    score_weights: where the weights of scores are. pickscore, clip_score: a folder in transformers' form, a hub id, or
-        `hub`. hps_v2, hps_v21, image_reward: a file, folder, hub id, or `hub`. probe_score: a folder that train_probe.py
-        wrote; without it, the one in the package.
-    clip_tokenizer: a folder or hub id in transformers' form; null is open_clip's vocabulary.
-    rank_by: the score that `win_rate` compares; null is the first available one in the order of the list above.
-    share_among: the rows whose shares add up to 1; null is all but the real image and `unrelated`.
-    """
+    """The table of scores of decoded images against captions."""
 
     model_name: str = "tiny"
     output_dir: str = "outputs/eval_alignment"
     data: PairData = field(default_factory=PairData)
     components: Components = field(default_factory=Components)
     tokenizers: list[str] | None = None
+    """Rows by name, as in eval_recon. null is the real image, the controls, the hybrid and all of `baselines`."""
     baselines: dict[str, str] = field(default_factory=dict)
     score_weights: dict[str, str] = field(default_factory=dict)
+    """Where the weights of scores are. pickscore, clip_score: a folder in transformers' form, a hub id, or `hub`. hps_v2,
+    hps_v21, image_reward: a file, folder, hub id, or `hub`. probe_score: a folder that train_probe.py wrote; without it,
+    the one in the package."""
     clip_tokenizer: str | None = None
+    """A folder or hub id in transformers' form. null is open_clip's vocabulary."""
     rank_by: str | None = None
+    """The score that `win_rate` compares. null is the first available one of `SCORES`."""
     share_among: list[str] | None = None
+    """The rows whose shares add up to 1. null is all but the real image and `unrelated`."""
     compare_to: str = "hybrid"
+    """The row that paired differences are taken to."""
     seeds: list[int] = field(default_factory=lambda: [0])
     batch_size: int = 8
     device: str | None = None
     dtype: str = "float32"
+    """Of the scores' networks: float32 or bfloat16."""
     pictures: int = 4
+    """Images in the picture grid."""
 
     def __post_init__(self) -> None:
         check_run_numbers(self.seeds, self.batch_size)
@@ -189,26 +200,24 @@ NO_DAMAGE = Damage("tokens", 0.0)
 
 @dataclass
 class CorrectionConfig:
-    """Damages to the guide, and the methods that decode each damaged guide. The undamaged guide is always measured too.
-
-    token_shares: shares of the guide tokens that are replaced at random.
-    elastic: the longest displacement, as a share of the shorter side.
-    rotations: in degrees.
-    methods: bicubic, super_resolution, hybrid, or a variant such as hybrid@s0.6; null is bicubic, super_resolution
-        if `baselines` names its weights, and hybrid.
-    pictures: how many photographs the picture shows.
-    """
+    """Damages to the guide, and the methods that decode each damaged guide. The undamaged guide is always measured too."""
 
     model_name: str = "tiny"
     output_dir: str = "outputs/correction"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     token_shares: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2])
+    """Shares of the guide tokens that are replaced at random."""
     elastic: list[float] = field(default_factory=lambda: [0.05])
+    """The longest displacement of an elastic deformation, as a share of the shorter side."""
     rotations: list[float] = field(default_factory=lambda: [4.0])
+    """In degrees."""
     methods: list[str] | None = None
+    """bicubic, super_resolution, hybrid, or a variant such as hybrid@s0.6. null is bicubic, super_resolution if `baselines`
+    names its weights, and hybrid."""
     baselines: dict[str, str] = field(default_factory=dict)
     pictures: int = 2
+    """Photographs in the picture."""
     seed: int = 0
     batch_size: int = 8
     device: str | None = None
@@ -230,24 +239,22 @@ class CorrectionConfig:
 
 @dataclass
 class DecodeSweepConfig:
-    """The grid of decode options, and how much PSNR the recommendation may give up.
-
-    starts: of ddim_inversion, add_noise, and for decoders with a linear estimate, such as that of `tiny`, linear_estimate.
-    inversion_conditions: apply to ddim_inversion only.
-    psnr_margin: dB below the best setting's PSNR; of the settings within it the one with the smallest distance is
-        recommended.
-    """
+    """The grid of decode options, and how much PSNR the recommendation may give up."""
 
     model_name: str = "tiny"
     output_dir: str = "outputs/decode_sweep"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     starts: list[str] = field(default_factory=lambda: ["ddim_inversion", "add_noise"])
+    """ddim_inversion, add_noise, and for decoders with a linear estimate, such as that of `tiny`, linear_estimate."""
     strengths: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.6, 0.8])
     steps: list[int] = field(default_factory=lambda: [10, 20])
+    """Steps of the whole schedule."""
     guidance_scales: list[float] = field(default_factory=lambda: [1.0, 2.0])
     inversion_conditions: list[str] = field(default_factory=lambda: ["generation"])
+    """They apply to ddim_inversion only."""
     psnr_margin: float = 0.5
+    """dB below the best setting's PSNR. Of the settings within it, the one with the smallest distance is recommended."""
     seed: int = 0
     batch_size: int = 8
     device: str | None = None
@@ -291,23 +298,21 @@ FIGURES = ("2", "3", "4", "5")
 
 @dataclass
 class FiguresConfig:
-    """The paper's Figures 2 to 5, drawn for the first usable `data.max_images` photographs in sorted order.
-
-    figure: one of them, or `all`.
-    rows: the columns of Figure 2; null is the `baselines` that Figures 4 and 5 do not show, then semantic_only,
-        guide_only, hybrid and codec.
-    baselines: weights as in eval_recon. Figure 4 shows those called movq_..., Figure 5 super_resolution.
-    guides: folders of further guide tokenizers, each a further column of Figures 3 to 5.
-    """
+    """The paper's Figures 2 to 5, drawn for the first usable `data.max_images` photographs in sorted order."""
 
     figure: str = "all"
+    """One of `FIGURES`, or all."""
     model_name: str = "tiny"
     output_dir: str = "outputs/figures"
     data: EvalData = field(default_factory=lambda: EvalData(max_images=3))
     components: Components = field(default_factory=Components)
     rows: list[str] | None = None
+    """The columns of Figure 2. null is the `baselines` that Figures 4 and 5 do not show, then semantic_only, guide_only,
+    hybrid and codec."""
     baselines: dict[str, str] = field(default_factory=dict)
+    """Weights as in eval_recon. Figure 4 shows those called movq_..., Figure 5 super_resolution."""
     guides: list[str] = field(default_factory=list)
+    """Folders of further guide tokenizers, each a further column of Figures 3 to 5."""
     seed: int = 0
     batch_size: int = 8
     device: str | None = None
@@ -326,28 +331,26 @@ class FiguresConfig:
 
 @dataclass
 class GuideRatesConfig:
-    """Guides of several sizes against their bits.
-
-    guides: trained guide tokenizers, name -> folder; none: the guide of `model_name`. Each prefix of a nested guide is a
-        row `name@tokens`.
-    movq: a MoVQGAN checkpoint, or the folder of a guide tokenizer without a stem. It encodes the area-resized image, so
-        that it spends as many tokens as ours. Null: its rows are listed as unavailable.
-    codec: whether codecs at equal bytes are rows.
-    train_root: folders whose images count the use of the codebooks, at most `max_train_images` of each.
-    pictures: how many images the picture grid shows.
-    """
+    """Guides of several sizes against their bits."""
 
     model_name: str = "tiny"
     output_dir: str = "outputs/guide_rates"
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     guides: dict[str, str] = field(default_factory=dict)
+    """Trained guide tokenizers, name -> folder. Each prefix of a nested one is a row `name@tokens`. None: the model's."""
     movq: str | None = None
+    """A MoVQGAN checkpoint, or the folder of a guide tokenizer without a stem. It encodes the area-resized image, so that
+    it spends as many tokens as ours. null lists its rows as unavailable."""
     codec: bool = True
+    """Whether codecs at equal bytes are rows."""
     train_root: list[str] = field(default_factory=list)
+    """Folders of images that count the use of the codebooks."""
     max_train_images: int | None = 1000
+    """Of each of these folders."""
     batch_size: int = 8
     pictures: int = 6
+    """Images in the picture grid."""
     device: str | None = None
 
     def __post_init__(self) -> None:

@@ -7,12 +7,10 @@ Branch I alone and its search minimises eq. 5.
 """
 
 import functools
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Unpack
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -22,6 +20,7 @@ from hybrid_tokenizer.baselines.codec import Codec
 from hybrid_tokenizer.data import sample_photographs
 from hybrid_tokenizer.diffusion import DecodeOverrides
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation.token_cache import TokenCache
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import fit_square, from_pil, from_uint8, resize_area, resize_bicubic, to_uint8
 from hybrid_tokenizer.protocol import ImageTokenizer
@@ -63,7 +62,7 @@ class FoundGuides:
 
     def __init__(self, hybrid: HybridTokenizer):
         self.hybrid = hybrid
-        self._found: dict[tuple[bytes, int | None, int], tuple[np.ndarray, ...]] = {}
+        self._searches: dict[tuple[int | None, int], TokenCache] = {}
 
     def encode(
         self, images: Float[Tensor, "b 3 h w"], guide_scales: int | None, search_steps: int
@@ -71,16 +70,12 @@ class FoundGuides:
         """Guide indices of `images`; a search decodes with the images' own semantic tokens."""
         if not search_steps:
             return self.hybrid.guide.encode(images, guide_scales=guide_scales)
-        digests = [hashlib.sha256(image.float().cpu().numpy().tobytes()).digest() for image in images]
-        keys = [(digest, guide_scales, search_steps) for digest in digests]
-        new = [i for i, key in enumerate(keys) if key not in self._found]
-        if new:
-            semantic_indices = self.hybrid.semantic.encode(images[new])
-            grids = self.hybrid.encode_guide(images[new], semantic_indices, guide_scales, search_steps)
-            for place, i in enumerate(new):
-                self._found[keys[i]] = tuple(grid[place].cpu().numpy().astype(np.int32) for grid in grids)
-        found = zip(*(self._found[key] for key in keys), strict=True)
-        return tuple(torch.from_numpy(np.stack(grids)).to(images.device, torch.int64) for grids in found)
+
+        def search(images: Float[Tensor, "b 3 h w"]) -> tuple[Int[Tensor, "b _ _"], ...]:
+            semantic_indices = self.hybrid.semantic.encode(images)
+            return self.hybrid.encode_guide(images, semantic_indices, guide_scales, search_steps)
+
+        return self._searches.setdefault((guide_scales, search_steps), TokenCache(search))(images)
 
 
 class Identity:

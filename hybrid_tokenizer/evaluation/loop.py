@@ -1,6 +1,6 @@
-"""The measuring loop: rows x images x measures. Resumable through a store, shared among the processes of a run.
+"""The measuring loop: rows x images x measures, resumed from a store and shared among the processes of a run.
 
-It knows protocols only. Which rows and measures there are is the caller's choice.
+It knows protocols only; the caller chooses the rows and the measures.
 """
 
 import time
@@ -88,14 +88,16 @@ def evaluate(
     progress: bool = True,
     of_a_set: Callable[[], SetMeasure] | None = None,
 ) -> Evaluation:
-    """Encode, decode and measure every image under every seed. Memory does not grow with the images' pixels.
+    """Encode, decode and measure every image under every seed. Memory grows with the number of images, not of pixels.
 
-    A tokenizer that is a module is moved to `device`. One whose attribute `deterministic` is true runs under the first seed only, which stands for all of them.
     Every batch starts from a fresh generator of the seed, so a tokenizer whose noise is a function of the generator's
-    state and of the image gives results that do not depend on the batch size. A tokenizer with another `native_size`
-    gets the crop resized to that size, and its output is resized back; its row says so. A tokenizer with a
-    `reference_size` decodes to that size and is compared to the area-resized image. In a distributed run every process
-    takes its share of the batches, which may be none, and all return the same.
+    state and of the image gives results that do not depend on the batch size. What a tokenizer states about itself:
+    - `deterministic` (true): it runs under the first seed only, which stands for all of them;
+    - `native_size`: the crop is resized to that size and the output is resized back; the row says so;
+    - `reference_size`: it decodes to that size and is compared to the area-resized image;
+    - that it is a module: it is moved to `device`.
+
+    In a distributed run every process takes its share of the batches, which may be none, and all return the same.
 
     of_a_set: makes an accumulator of measures of whole sets, one per seed; the row has their means over seeds.
 
@@ -169,7 +171,8 @@ def _run_batches(
                     sets[i].update(output, target.references, first)
                 if i == 0 and first < pictures:
                     tally.pictures[first] = to_uint8(output[: pictures - first]).cpu()
-                bar.update(min(world_size * len(batch.positions), total - bar.n))  # the others keep step
+                # the other processes are about as far
+                bar.update(min(world_size * len(batch.positions), total - bar.n))
     return tally
 
 

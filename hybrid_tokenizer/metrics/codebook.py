@@ -1,4 +1,4 @@
-"""How much of a codebook a set of images uses."""
+"""Usage and perplexity of a codebook over a set of images."""
 
 import math
 
@@ -11,24 +11,24 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 
 def codebook_usage(counts: Int[Tensor, "codes"]) -> float:
-    """Share of the codes that were hit at least once, 0 to 1."""
+    """Share of the codes that occur at least once, 0 to 1."""
     return (counts > 0).double().mean().item()
 
 
 def index_entropy(counts: Int[Tensor, "codes"]) -> float:
-    """Bits an index carries on average, 0 to log2 of the codebook's size."""
+    """Mean bits per index, 0 to log2 of the codebook's size."""
     shares = counts.double() / counts.sum().clamp_min(1)
     entropy: Float[Tensor, ""] = -torch.special.xlogy(shares, shares).sum()
     return entropy.item() / math.log(2)
 
 
 def perplexity(counts: Int[Tensor, "codes"]) -> float:
-    """exp of the entropy of the codes' frequencies: 1 (one code only) to the codebook's size (all alike)."""
+    """exp of the entropy of the codes' frequencies: 1 (a single code) to the codebook's size (all equally frequent)."""
     return 2 ** index_entropy(counts)
 
 
 class CodebookUse:
-    """Counts codes over a whole set; batches and their sizes do not matter."""
+    """Counts codes over a whole set, independently of how it is split into batches."""
 
     def __init__(self, codebook_size: int):
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
@@ -44,9 +44,9 @@ class CodebookUse:
         self.counts += torch.bincount(flat, minlength=len(self.counts))
 
     def merge_ranks(self, device: torch.device | str = "cpu") -> None:
-        """Sum the counts over the processes of a distributed run; all must call it, and all then compute the same.
+        """Sum the counts over the processes of a distributed run. All must call it, and all then compute the same.
 
-        `device` is where the sums meet: a GPU under NCCL.
+        device: where the counts are summed, a GPU under NCCL.
         """
         self.counts = sum_over_ranks(self.counts.to(device, copy=True)).cpu()
 

@@ -1,7 +1,7 @@
-"""Full-reference measures on pixels. Every function takes images in [-1, 1] and gives one float64 value an image.
+"""Full-reference measures on pixels. Every function takes images in [-1, 1] and returns one float64 value per image.
 
-Both sides are checked for range, clamped and rounded to 8 bits first, as a saved picture would be, and each value is
-computed from its own image alone.
+Both sides are first checked for range, clamped and rounded to 8 bits, as in a saved picture. A value does not depend on the
+other images of the batch.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ MS_SSIM_LEAST_SIDE = (SSIM_WINDOW - 1) * 2**4 + 1
 """Five scales with an 11-pixel window need more than 160 pixels."""
 LUMA = (0.299, 0.587, 0.114)
 HIGH_FREQUENCY_FROM = 0.25
-"""Cycles a pixel; Nyquist is 0.5."""
+"""Cycles per pixel; Nyquist is 0.5."""
 ENERGY_RATIO_FLOOR = 1e-6
 
 
@@ -33,7 +33,7 @@ def image_by_image(
     images: Float[Tensor, "b 3 h w"],
     references: Float[Tensor, "b 3 h w"],
 ) -> Float[Tensor, "b"]:
-    """`function` of the levels of both sides, in float64. On a CPU one image at a time, which then stays in the cache."""
+    """`function` of the levels of both sides, in float64. On a CPU one image at a time, so that it stays in the cache."""
     chunk_size = full_resolution_chunk(images.device)
     pairs = torch.stack([images, references], dim=1)
     return in_chunks(
@@ -64,7 +64,7 @@ def ms_ssim(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w
 def ssim_paper_compat(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """SSIM of 0..255 floats with data range 1, the setting that fits the paper's SSIM column. Not standard SSIM.
 
-    In fp32, as such code runs: variances near 0 cancel, which moves a value by up to 5e-4 against fp64.
+    It runs in fp32, as such code does. Variances near 0 cancel there, which moves a value by up to 5e-4 against fp64.
     """
     return _ssim(pytorch_msssim.ssim, images, references, 1)
 
@@ -88,7 +88,7 @@ def _ssim(
 def high_frequency_energy(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """Energy of the upper half band of spatial frequencies, over the reference's: 1 is right, below 1 is too smooth.
 
-    The band is the radial frequencies of at least 0.25 cycles a pixel in the power spectrum of the luma, as in the
+    The band is the radial frequencies of at least 0.25 cycles per pixel in the power spectrum of the luma, as in the
     spectral statistics of Durall et al. 2020 (CVPR, "Watch your up-convolution"); a Hann window keeps the picture's
     edges from leaking into it. Values under 1e-6 become 1e-6, so that a geometric mean exists; NaN where the reference
     itself has no energy there.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from alignment_data import CAPTIONS, write_pairs, write_shard
+from helpers.caption_data import CAPTIONS, write_pairs, write_shard
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import PairData

@@ -1,12 +1,25 @@
+"""Figures and picture grids."""
+
 import io
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.evaluation.pictures import DPI, PAGE, Line, Picture, draw_panels, write_figure
+from hybrid_tokenizer.evaluation.pictures import (
+    DPI,
+    GRID_CELL,
+    PAGE,
+    Line,
+    Picture,
+    _wrap,
+    draw_panels,
+    picture_grid,
+    side_by_side,
+    write_figure,
+)
 
 
 def colour(*rgb, height=16, width=24):
@@ -54,5 +67,29 @@ def test_a_figure_fits_a_page_and_the_same_one_is_the_same_file(tmp_path):
     "lines", [[], [Line("a", [Picture(colour(0, 0, 0))])], [Line("a", [Picture(colour(0, 0, 0)), Picture(colour(0, 0, 0, width=8))])]]
 )  # fmt: skip
 def test_crooked_tables_are_refused(lines):
-    with pytest.raises(HybridTokenizerError, match="one a column"):
+    with pytest.raises(HybridTokenizerError, match="one per column"):
         draw_panels(["x", "y"], lines)
+
+
+def test_picture_grid_has_a_cell_per_picture():
+    pictures = torch.full((2, 3, 16, 16), 200, dtype=torch.uint8)
+    grid = picture_grid(
+        [("original", pictures), ("guide_tokens_null_condition", pictures)], ["a", "b/c.jpg"], ["", "20 dB"]
+    )
+    assert grid.width > 2 * GRID_CELL and grid.height > 2 * GRID_CELL
+    assert grid.getpixel((grid.width - GRID_CELL // 2, grid.height - GRID_CELL // 2)) == (200, 200, 200)
+    with pytest.raises(HybridTokenizerError, match="for 3 names"):
+        picture_grid([("original", pictures)], ["a", "b", "c"])
+
+
+def test_long_names_wrap_without_losing_a_letter():
+    font = ImageFont.load_default(size=15)
+    for name in ("hybrid_with_a_rather_long_variant_name@84,s0.4,n50", "x" * 200, "short", ""):
+        lines = _wrap(name, font, GRID_CELL)
+        assert "".join(lines) == name and all(font.getlength(line) <= GRID_CELL for line in lines)
+
+
+def test_side_by_side():
+    picture = side_by_side(torch.ones(3, 8, 12), -torch.ones(3, 8, 12))
+    assert picture.height == 8 and picture.getpixel((0, 0)) == (255,) * 3
+    assert picture.getpixel((picture.width - 1, 7)) == (0,) * 3

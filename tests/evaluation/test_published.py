@@ -1,7 +1,8 @@
 """The paper's values beside measured ones."""
 
 from hybrid_tokenizer.evaluation.published import published_values
-from hybrid_tokenizer.evaluation.tables import cell, to_markdown
+from hybrid_tokenizer.evaluation.studies.recon import COLUMNS, recon_markdown
+from hybrid_tokenizer.evaluation.tables import cell
 
 
 def row(method, psnr, ssim):
@@ -14,8 +15,9 @@ def test_a_difference_over_ten_percent_is_flagged():
         entry.update(published_values(entry))
     assert near["published_psnr"] == 27.57 and near["published_differs"] == []
     assert far["published_differs"] == ["published_ssim"]
-    assert cell(near, "published_psnr") == "27.57" and cell(far, "published_ssim") == "0.002 ≠"
-    assert "PSNR, the paper's" in to_markdown([near, far])
+    columns = {column.key: column for column in COLUMNS}
+    assert cell(near, columns["published_psnr"]) == "27.57" and cell(far, columns["published_ssim"]) == "0.002 ≠"
+    assert "PSNR, the paper's" in recon_markdown([near, far])
 
 
 def test_other_models_and_variants_have_none():

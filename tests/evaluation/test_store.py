@@ -1,21 +1,58 @@
-"""A table whose run was killed goes on where it was, and ends as if it never had been."""
+"""A killed run resumes and ends as if it had never been killed."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import pytest
 import torch
+from helpers.caption_data import write_pairs, write_probe
+from helpers.commands import environment, run_command, without_times
 from helpers.small_models import small_hybrid
 
-from hybrid_tokenizer.evaluation.plots import draw_rates
-from hybrid_tokenizer.evaluation.store import FOLDER, FinishedRows
+from hybrid_tokenizer.evaluation import loop
+from hybrid_tokenizer.evaluation.controls import Identity, Unrelated
+from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.loop import evaluate_rows
+from hybrid_tokenizer.evaluation.measures import metrics_named
+from hybrid_tokenizer.evaluation.store import FOLDER, FinishedRows, run_facts
 from hybrid_tokenizer.evaluation.summary import Evaluation
 
-ROOT = Path(__file__).resolve().parents[2]
+KILLED_RUNS = Path(__file__).with_name("killed_runs.py")
+COMMANDS = {  # a run -> its command and arguments, its report, its pictures
+    "eval_recon": ("eval_recon", ["tokenizers=[identity,unrelated,guide_only,hybrid]"], "recon.json", ["recon.png"]),
+    "eval_alignment": ("eval_alignment", ["tokenizers=[guide_only,hybrid]", "pictures=2"], "alignment.json", ["alignment.png"]),
+    "decode_sweep": (
+        "eval_study", ["study=decode_sweep", "strengths=[0.2]", "steps=[10]", "guidance_scales=[1.0]"], "eval_decode.json", [],
+    ),
+    "guide_rates": ("eval_study", ["study=guide_rates", "codec=false"], "guide.json", ["guide.png", "guide_pictures.png"]),
+    "correction": (
+        "eval_study", ["study=correction", "elastic=[]", "rotations=[]", "token_shares=[0.2]"], "correction.json",
+        ["correction.png"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("material")
+    small_hybrid(nested=True).save_pretrained(folder / "model")
+    write_pairs(folder / "pairs")
+    write_probe(folder / "probe")
+    return folder
+
+
+def arguments_of(name, material, output):
+    """The whole command line: two images, or the pairs."""
+    command, arguments, *_ = COMMANDS[name]
+    data = ["data.root=null", "data.max_images=2"]
+    if name == "eval_alignment":
+        data = [f"data.root={material / 'pairs'}", f"+score_weights.probe_score={material / 'probe'}"]
+    common = [f"model_name={material / 'model'}", "data.image_size=32", f"output_dir={output}", "device=cpu"]
+    return [command, *common, *data, *arguments]
 
 
 def test_a_row_comes_back_for_the_same_facts_only(tmp_path):
@@ -31,70 +68,66 @@ def test_a_row_comes_back_for_the_same_facts_only(tmp_path):
     assert not (tmp_path / FOLDER).exists() and store.read("hybrid@s0.4") is None
 
 
-def without_times(path):
-    """The table of a report, the seconds taken out."""
-    report = json.loads(path.read_text())
-    return [{key: value for key, value in row.items() if key != "seconds_per_image"} for row in report["rows"]]
+@pytest.mark.parametrize("kind", ["json", "safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+def test_a_damaged_row_is_measured_again(tmp_path, kind, damage):
+    images = EvalImages.from_samples(32, max_images=2, progress=False)
+    store = FinishedRows(tmp_path, "facts")
+    rows, options = [Identity(), Unrelated()], {"store": store, "pictures": 1, "progress": False}
+    first = evaluate_rows(rows, images, metrics_named("psnr"), **options)
+    file = tmp_path / FOLDER / f"unrelated.{kind}"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:40] if damage == "cut" else json.dumps({"key": store.key}).encode())
+    assert store.read("unrelated") is None and store.read("identity") is not None
+    again = evaluate_rows(rows, images, metrics_named("psnr"), **options)
+    assert [done.row["psnr"] for done in again] == [done.row["psnr"] for done in first]
+    assert store.read("unrelated").row["psnr"] == first[1].row["psnr"]
 
 
-def test_a_killed_table_ends_the_same(tmp_path):
-    small_hybrid().save_pretrained(tmp_path / "model")
-
-    def command(output):
-        return [
-            sys.executable, str(ROOT / "scripts" / "eval_recon.py"), f"model_name={tmp_path / 'model'}", "data.root=null",
-            "data.image_size=32", "data.max_images=2", "tokenizers=[identity,unrelated,guide_only,hybrid,codec]",
-            f"output_dir={output}", "device=cpu",
-        ]  # fmt: skip
-
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
-        command(killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    started = time.monotonic()
-    while not (killed / FOLDER / "unrelated.json").exists():
-        assert process.poll() is None and time.monotonic() - started < 120, "it ended before it could be killed"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (killed / "recon.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in (killed / FOLDER).iterdir()}
-    assert "unrelated.json" in kept
-    for output in (killed, whole):
-        subprocess.run(command(output), env=environment, check=True, capture_output=True)
-    assert without_times(killed / "recon.json") == without_times(whole / "recon.json")
-    assert (killed / "recon.png").read_bytes() == (whole / "recon.png").read_bytes()
-    assert (killed / "recon_rd.png").stat().st_size > 0 and not (killed / FOLDER).exists()
+@pytest.fixture(scope="module")
+def killed(material):
+    """A folder with a run of every command that was killed at its third row."""
+    jobs = [arguments_of(name, material, material / "killed" / name) for name in COMMANDS]
+    (material / "jobs.json").write_text(json.dumps([[command, arguments] for command, *arguments in jobs]))
+    command = [sys.executable, str(KILLED_RUNS), str(material / "jobs.json")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    statuses = json.loads(done.stdout.splitlines()[-1])
+    assert [os.WTERMSIG(status) for status in statuses] == [signal.SIGKILL] * len(COMMANDS), done.stderr[-2000:]
+    return material / "killed"
 
 
-def test_rates_draw_with_and_without_codecs():
-    rows = [
-        {"method": name, "bits_per_pixel": bits, "psnr": 20.0, "ssim": None}
-        for name, bits in (("hybrid", 0.05), ("codec", 0.06), ("unrelated", 0.0))
-    ]
-    assert draw_rates(rows).startswith(b"\x89PNG") and draw_rates(rows[:1]).startswith(b"\x89PNG")
-    assert draw_rates([]).startswith(b"\x89PNG")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_run_ends_the_same(material, killed, tmp_path, name, monkeypatch):
+    _, _, report, pictures = COMMANDS[name]
+    assert not (killed / name / report).exists() and len(list((killed / name / FOLDER).glob("*.json"))) == 2
+    measured, evaluate = [], loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda row, *o, **k: (measured.append(row.name), evaluate(row, *o, **k))[1])
+    assert run_command(*arguments_of(name, material, tmp_path)) is None
+    everything, measured[:] = list(measured), []
+    assert run_command(*arguments_of(name, material, killed / name)) is None
+    assert len(everything) > 2 and measured == everything[2:], "the two finished rows are not measured again"
+    assert without_times(killed / name / report) == without_times(tmp_path / report)
+    for picture in pictures:
+        assert (killed / name / picture).read_bytes() == (tmp_path / picture).read_bytes()
+    assert not (killed / name / FOLDER).exists()
 
 
-def test_two_processes_make_the_table_of_one(tmp_path):
-    """Five images in batches of 2: the processes share them 3 to 2."""
-    small_hybrid().save_pretrained(tmp_path / "model")
-    script = str(ROOT / "scripts" / "eval_recon.py")
-    launchers = {"one": [sys.executable], "two": [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-    ]}  # fmt: skip
-    for name, launcher in launchers.items():
-        done = subprocess.run(
-            [
-                *launcher, script, f"model_name={tmp_path / 'model'}", "data.root=null", "data.image_size=32",
-                "data.max_images=5", "tokenizers=[unrelated,hybrid]", "batch_size=2", "pictures=5", "seeds=[0,1]",
-                f"output_dir={tmp_path / name}",
-            ],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("5 images, 0 skipped") == 1, "the main process alone reports"
-    assert without_times(tmp_path / "one" / "recon.json") == without_times(tmp_path / "two" / "recon.json")
-    assert (tmp_path / "one" / "recon.png").read_bytes() == (tmp_path / "two" / "recon.png").read_bytes()
+def test_other_images_start_anew(material, tmp_path, monkeypatch):
+    command = arguments_of("eval_recon", material, tmp_path)
+    monkeypatch.setattr("hybrid_tokenizer.evaluation.store.FinishedRows.clear", lambda self: None)
+    assert run_command(*command) is None
+    monkeypatch.setattr(loop, "evaluate", lambda row, *others, **options: pytest.fail(f"{row.name} is measured again"))
+    assert run_command(*command) is None
+    with pytest.raises(pytest.fail.Exception, match="identity is measured again"):
+        run_command(*command, "data.max_images=1")
+
+
+def test_a_run_says_where_its_numbers_come_from():
+    images = EvalImages.from_samples(32, max_images=2, progress=False)
+    facts = run_facts(images, "cpu", 0.0)
+    assert facts["images"]["n"] == 2 and facts["images"]["pixels_sha256"] == images.pixels_hash
+    assert facts["skipped"] == [] and facts["wall_seconds"] > 0 and facts["versions"]["torch"]
+    json.dumps(facts, allow_nan=False)

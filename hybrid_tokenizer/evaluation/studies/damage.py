@@ -1,4 +1,4 @@
-"""Damages to a guide: tokens replaced at random, or the guide image bent or turned. Each image draws from its own generator."""
+"""Damages to a guide: tokens replaced at random, or the guide image bent or rotated. Each image has its own generator."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CONTROL_POINTS = 5  # a side: bends of about a quarter of the image
+CONTROL_POINTS = 5  # per side: bends of about a quarter of the image
 
 
 def replace_tokens(
     grids: Sequence[Int[Tensor, "b _ _"]], share: float, codebook_size: int, generators: Sequence[torch.Generator]
 ) -> tuple[Int[Tensor, "b _ _"], ...]:
-    """`share` of an image's tokens, drawn over all its grids and rounded to a whole number, each turned into another code."""
+    """Replace `share` of each image's tokens, rounded to a whole number and drawn over all its grids, by other codes."""
     lengths = [grid.shape[1] * grid.shape[2] for grid in grids]
     flat = torch.cat([grid.flatten(1) for grid in grids], dim=1).clone()
     count = round(share * flat.shape[1])
@@ -29,19 +29,19 @@ def replace_tokens(
 def bend(
     images: Float[Tensor, "b 3 h w"], amplitude: float, generators: Sequence[torch.Generator]
 ) -> Float[Tensor, "b 3 h w"]:
-    """A smooth random displacement whose longest is `amplitude` of the shorter side; the border is reflected."""
+    """A smooth random displacement, at its longest `amplitude` of the shorter side. The border is reflected."""
     height, width = images.shape[-2:]
     points = torch.stack([torch.randn(2, CONTROL_POINTS, CONTROL_POINTS, generator=one) for one in generators])
     field = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
     longest = field.square().sum(dim=1).sqrt().amax(dim=(1, 2))
     pixels = field / rearrange(longest, "b -> b 1 1 1") * amplitude * min(height, width)
-    # grid_sample's coordinates span 2 over each side
+    # the coordinates of grid_sample span 2 over each side
     offsets = rearrange(pixels, "b c h w -> b h w c") * 2 / torch.tensor([width, height])
     return _sample(images, _identity_grid(images) + offsets.to(images))
 
 
 def turn(images: Float[Tensor, "b 3 h w"], degrees: float) -> Float[Tensor, "b 3 h w"]:
-    """Rotated about the centre, against the clock for positive `degrees`; the border is reflected."""
+    """Rotate about the centre, counter-clockwise for positive `degrees`. The border is reflected."""
     height, width = images.shape[-2:]
     angle = torch.deg2rad(torch.tensor(float(degrees)))
     cos, sin, ratio = angle.cos(), angle.sin(), height / width

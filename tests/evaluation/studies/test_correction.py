@@ -8,17 +8,18 @@ import torch
 from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.evaluation.config import NO_DAMAGE, Damage, EvalCorrectionConfig
+from hybrid_tokenizer.evaluation.config import NO_DAMAGE, CorrectionConfig, Damage
 from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.measures import metrics_named
 from hybrid_tokenizer.evaluation.studies.correction import (
+    DamagedRow,
     damaged_guide,
-    evaluate_correction,
+    measure_correction,
     renderers,
     write_correction,
 )
 from hybrid_tokenizer.evaluation.studies.damage import bend, replace_tokens, turn
-from hybrid_tokenizer.evaluation.summary import Metric
-from hybrid_tokenizer.metrics import pixel
+from hybrid_tokenizer.evaluation.token_cache import TokenCache
 
 
 def seeded(*seeds):
@@ -65,32 +66,81 @@ def test_a_turn_is_a_rotation_of_square_pixels():
     assert (turn(images, 7.0) - images).abs().max() > 0.1
 
 
-def test_undamaged_hybrid_is_the_hybrid_and_damage_shows():
+def decoded(tokenizer, images, damage, method, seed=3):
+    """What the study decodes."""
+    render = renderers(tokenizer, [method], {})[method]
+    row = DamagedRow(tokenizer, cache_of(tokenizer), damage, method, render)
+    return row.decode(row.encode(images), tuple(images.shape[-2:]), torch.Generator().manual_seed(seed))
+
+
+def cache_of(tokenizer):
+    def encode(images):
+        tokens = tokenizer.encode(images)
+        return tokens.semantic_indices, *tokens.guide_indices
+
+    return TokenCache(encode)
+
+
+def test_the_undamaged_hybrid_is_the_hybrid_and_damage_shows():
     tokenizer = small_hybrid(nested=True)
     images = noise_images(2, 32, 48)
     tokens = tokenizer.encode(images)
-    methods = renderers(tokenizer, ["bicubic", "hybrid", "hybrid@s0.2"], {}, seed=3)
-    guide = damaged_guide(tokenizer, tokens, NO_DAMAGE, range(2), 0)
     expected = tokenizer.decode(tokens, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(methods["hybrid"](guide, tokens), expected)
+    assert torch.equal(decoded(tokenizer, images, NO_DAMAGE, "hybrid"), expected)
     weaker = tokenizer.decode(tokens, generator=torch.Generator().manual_seed(3), strength=0.2)
-    assert torch.equal(methods["hybrid@s0.2"](guide, tokens), weaker)
+    assert torch.equal(decoded(tokenizer, images, NO_DAMAGE, "hybrid@s0.2"), weaker)
+    whole = decoded(tokenizer, images, NO_DAMAGE, "bicubic")
     for damage in (Damage("tokens", 0.2), Damage("elastic", 0.1), Damage("rotation", 5.0)):
-        damaged = damaged_guide(tokenizer, tokens, damage, range(2), 0)
-        assert damaged.shape == guide.shape and not torch.equal(damaged, guide)
-        alone = damaged_guide(tokenizer, tokens[1:], damage, [1], 0)
-        torch.testing.assert_close(alone, damaged[1:], rtol=0, atol=1e-5)
+        damaged = decoded(tokenizer, images, damage, "bicubic")
+        assert damaged.shape == whole.shape and not torch.equal(damaged, whole)
+        alone = decoded(tokenizer, images[1:], damage, "bicubic")
+        torch.testing.assert_close(alone, damaged[1:], rtol=0, atol=1e-5)  # neither batch nor place matter
+        other = decoded(tokenizer, images, damage, "bicubic", seed=4)
+        assert torch.equal(other, damaged) == (damage.kind == "rotation"), "only a rotation draws nothing"
+
+
+def test_every_damage_gets_the_noise_of_the_undamaged_tokens(monkeypatch):
+    tokenizer = small_hybrid(nested=True)
+    images = noise_images(2, 32, 48)
+    seen, decode = [], tokenizer.diffusion.decode
+
+    def watched(*arguments, generator, **options):
+        seen.append([one.get_state() for one in generator])
+        return decode(*arguments, generator=generator, **options)
+
+    monkeypatch.setattr(tokenizer.diffusion, "decode", watched)
+    for damage in (NO_DAMAGE, Damage("tokens", 0.2), Damage("elastic", 0.1)):
+        decoded(tokenizer, images, damage, "hybrid")
+    first = seen[0]
+    assert all(torch.equal(a, b) for states in seen for a, b in zip(states, first, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_a_larger_share_of_damaged_tokens_contains_a_smaller_one():
+    tokenizer = small_hybrid(nested=True)
+    tokens = tokenizer.encode(noise_images(2, 32, 48))
+    flat = torch.cat([grid.flatten(1) for grid in tokens.guide_indices], dim=1)
+
+    def changed(share):
+        kept = []
+        guide = tokenizer.decode_guide
+        tokenizer.decode_guide = lambda indices, size: (kept.append(indices), guide(indices, size))[1]
+        damaged_guide(tokenizer, tokens, Damage("tokens", share), seeded(0, 1))
+        tokenizer.decode_guide = guide
+        return torch.cat([grid.flatten(1) for grid in kept[0]], dim=1) != flat
+
+    assert (changed(0.4) | ~changed(0.2)).all() and changed(0.4).sum() > changed(0.2).sum() > 0
 
 
 def test_the_table_compares_each_method_with_itself(tmp_path):
     tokenizer = small_hybrid()
     images = EvalImages.from_samples(32, max_images=3, progress=False)
-    config = EvalCorrectionConfig(token_shares=[0.2], elastic=[], rotations=[45.0])
-    methods = renderers(tokenizer, ["bicubic", "hybrid"], {}, 0)
-    metrics = [Metric("psnr", pixel.psnr), Metric("ssim", pixel.ssim)]
-    done = evaluate_correction(
-        tokenizer, images, config.damages(), methods, metrics, batch_size=2, pictures=2, progress=False
-    )
+    config = CorrectionConfig(token_shares=[0.2], elastic=[], rotations=[45.0])
+    methods = renderers(tokenizer, ["bicubic", "hybrid"], {})
+    done = measure_correction(
+        tokenizer, images, config.damages(), methods, metrics_named("psnr", "ssim"), batch_size=2, pictures=2,
+        progress=False,
+    )  # fmt: skip
     assert [(row["damage"], row["method"]) for row in done.rows] == [
         (damage, method) for damage in ("none", "20 % of tokens", "rotated 45°") for method in ("bicubic", "hybrid")
     ]
@@ -107,6 +157,7 @@ def test_the_table_compares_each_method_with_itself(tmp_path):
     assert f"{by_cell['none', 'bicubic']['psnr']:.2f}" in table and "3 images" in table
     low, high = report["rows"][-1]["change"]["psnr"]["interval"]
     assert np.isfinite([low, high]).all() and low <= report["rows"][-1]["change"]["psnr"]["mean"] <= high
+    assert f"[{low:+.2f}, {high:+.2f}]" in table
 
 
 @pytest.mark.parametrize(
@@ -116,13 +167,14 @@ def test_the_table_compares_each_method_with_itself(tmp_path):
         (["magic"], {}, "'magic' is unknown"),
         (["hybrid", "hybrid"], {}, "different names"),
         ([], {}, "one or more"),
-        (["hybrid@1"], {}, "leave the number out"),
+        (["hybrid@1"], {}, "changes the tokens"),
+        (["hybrid@search2"], {}, "changes the tokens"),
         (None, {"movq_67m": "x"}, "take no guide"),
     ],
 )
 def test_impossible_methods_are_refused(names, baselines, message):
     with pytest.raises(HybridTokenizerError, match=message):
-        renderers(small_hybrid(nested=True), names, baselines, 0)
+        renderers(small_hybrid(nested=True), names, baselines)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +182,4 @@ def test_impossible_methods_are_refused(names, baselines, message):
 )
 def test_impossible_damages_are_refused(change):
     with pytest.raises(HybridTokenizerError, match="must be"):
-        EvalCorrectionConfig(**change)
+        CorrectionConfig(**change)

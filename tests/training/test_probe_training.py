@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from alignment_data import CAPTIONS, write_pairs
+from helpers.caption_data import CAPTIONS, write_pairs
 
 from hybrid_tokenizer.checkpoints.files import read_json
 from hybrid_tokenizer.errors import HybridTokenizerError

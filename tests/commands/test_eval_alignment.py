@@ -1,23 +1,20 @@
-"""scripts/eval_alignment.py as a user runs it: public layouts, resumption, mistakes."""
+"""scripts/eval_alignment.py as a user runs it: public layouts of weights, and mistakes."""
 
 import json
-import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from alignment_data import write_pairs, write_probe
+from helpers.caption_data import write_pairs, write_probe
+from helpers.commands import ROOT, run_command
 from helpers.small_models import small_hybrid
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.scores import find_file
 from hybrid_tokenizer.evaluation.store import FOLDER
-from hybrid_tokenizer.evaluation.studies import alignment as evaluate
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "metrics"))
-from preference_files import image_reward_state, save_clip, save_hps, small_blip, small_open_clip  # noqa: E402
+from preference_files import image_reward_state, save_clip, save_hps, small_blip, small_open_clip
 
 ROWS = ["identity", "semantic_only", "guide_only", "hybrid", "hybrid_wrong_semantics", "unrelated"]
 
@@ -32,26 +29,19 @@ def material(tmp_path_factory):
 
 
 @pytest.fixture
-def script(monkeypatch, capfd, material):
-    """`python scripts/eval_alignment.py ARGUMENTS` in this process: its error or None, and stdout."""
+def script(capfd, material):
+    """The command with the small model: its error or None, and stdout."""
 
     def run(*arguments):
-        path = str(ROOT / "scripts" / "eval_alignment.py")
         common = [f"model_name={material / 'small'}", "data.image_size=32", f"+score_weights.probe_score={material / 'probe'}"]  # fmt: skip
-        common = [one for one in common if one.split("=")[0] not in {a.split("=")[0] for a in arguments}]
-        monkeypatch.setattr(sys, "argv", [path, *common, *map(str, arguments)])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        error = None
-        try:
-            runpy.run_path(path, run_name="__main__")
-        except SystemExit as exit:
-            error = exit.code
-        return error, capfd.readouterr().out
+        given = {argument.split("=")[0] for argument in arguments}
+        common = [one for one in common if one.split("=")[0] not in given]
+        return run_command("eval_alignment", *common, *arguments), capfd.readouterr().out
 
     return run
 
 
-def test_without_weights_the_probe_judges_and_the_others_are_named(script, material, tmp_path):
+def test_without_weights_the_probe_scores_and_the_others_are_named(script, material, tmp_path):
     error, stdout = script(f"data.root={material / 'pairs'}", f"output_dir={tmp_path}")
     assert error is None
     report = json.loads((tmp_path / "alignment.json").read_text())
@@ -87,36 +77,6 @@ def test_every_score_from_its_published_layout(script, material, tmp_path):
     assert report["rows"][1]["win_rate_by"] == "pickscore" and report["provenance"]["unavailable_scores"] == {}
     hashes = report["provenance"]["weights_sha256"]
     assert hashes["hps_v2"] != hashes["hps_v21"] and hashes["pickscore"] == hashes["clip_score"]
-
-
-def without_times(report):
-    return [{key: value for key, value in row.items() if key != "seconds_per_image"} for row in report["rows"]]
-
-
-def test_a_run_that_was_cut_goes_on_and_ends_the_same(script, material, tmp_path, monkeypatch):
-    rows = ["identity", "guide_only", "hybrid"]
-    arguments = [f"data.root={material / 'pairs'}", "pictures=2", f"tokenizers=[{','.join(rows)}]"]
-    script(*arguments, f"output_dir={tmp_path / 'whole'}")
-    made, real = [], evaluate.score_row
-
-    def cut(tokenizer, *others, **options):
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(tokenizer.name)
-        return real(tokenizer, *others, **options)
-
-    monkeypatch.setattr(evaluate, "score_row", cut)
-    again = [*arguments, f"output_dir={tmp_path / 'cut'}"]
-    with pytest.raises(KeyboardInterrupt):
-        script(*again)
-    assert made == rows[:2] and not (tmp_path / "cut" / "alignment.json").exists()
-    made.clear()
-    assert script(*again)[0] is None and made == rows[2:]
-    reports = [json.loads((tmp_path / name / "alignment.json").read_text()) for name in ("whole", "cut")]
-    for report in reports:
-        del report["provenance"]["config"]["output_dir"]
-    assert without_times(reports[0]) == without_times(reports[1])
-    assert (tmp_path / "whole" / "alignment.png").read_bytes() == (tmp_path / "cut" / "alignment.png").read_bytes()
 
 
 @pytest.mark.parametrize(

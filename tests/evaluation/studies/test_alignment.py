@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from alignment_data import write_pairs
+from helpers.caption_data import write_pairs
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import EvalAlignmentConfig, PairData
 from hybrid_tokenizer.evaluation.controls import Identity
 from hybrid_tokenizer.evaluation.pairs import open_pairs
-from hybrid_tokenizer.evaluation.studies.alignment import finish_rows, ranked_by, score_row, score_rows, shared_by
-from hybrid_tokenizer.evaluation.studies.alignment_report import write_alignment
+from hybrid_tokenizer.evaluation.studies.alignment import finish_rows, ranked_by, score_rows, shared_by, write_alignment
 
 
 class Brightness:
@@ -50,19 +49,20 @@ def run(pairs, rows, scores, **options):
 
 def test_rows_are_scored_image_by_image_whatever_the_batch(pairs):
     scores = [Brightness("pickscore"), Brightness("hps_v2", by_length=True)]
-    one, all_at_once = (score_row(Shifted("hybrid", 0.1), pairs, scores, batch_size=b, pictures=2, progress=False) for b in (1, 3))  # fmt: skip
-    assert one.per_image == all_at_once.per_image and one.pictures.shape == (2, 3, 48, 48)
+    (one,), (all_at_once,) = (run(pairs, [Shifted("hybrid", 0.1)], scores, batch_size=b, pictures=2) for b in (1, 3))
+    assert one.pictures.shape == (2, 3, 48, 48)
+    for name in ("pickscore", "hps_v2"):
+        assert [entry[name] for entry in one.per_image] == [entry[name] for entry in all_at_once.per_image]
     for i, entry in enumerate(one.per_image):
         expected = (0.5 * pairs.images[i] + 0.1).double().mean().item()
         assert entry["pickscore"] == pytest.approx(expected, abs=1e-6)
         assert entry["hps_v2"] == pytest.approx(expected * len(pairs.captions[i]), abs=1e-4)
-        assert entry["caption"] == pairs.captions[i]
 
 
 def test_seeds_are_averaged(pairs):
     scores = [Brightness("pickscore")]
-    singles = [score_row(Shifted("x", 0.0, 0.1), pairs, scores, seeds=(s,), progress=False) for s in (0, 1)]
-    both = score_row(Shifted("x", 0.0, 0.1), pairs, scores, seeds=(0, 1), progress=False)
+    singles = [run(pairs, [Shifted("x", 0.0, 0.1)], scores, seeds=(s,))[0] for s in (0, 1)]
+    (both,) = run(pairs, [Shifted("x", 0.0, 0.1)], scores, seeds=(0, 1))
     mean = np.mean([[entry["pickscore"] for entry in single.per_image] for single in singles], axis=0)
     assert [entry["pickscore"] for entry in both.per_image] == pytest.approx(list(mean))
 
@@ -91,7 +91,11 @@ def test_the_table_has_wins_shares_intervals_and_the_papers_values(pairs, tmp_pa
     only = finish_rows(done, "probe_score", share_among=["seed", "identity"])
     assert sum(row["shares"].get("best", 0) for row in only) == pytest.approx(1)
 
-    markdown = write_alignment(tmp_path / "out", table, {"unavailable_scores": {"hps_v2": "no weights"}}, [], None)
+    facts = {"unavailable_scores": {"hps_v2": "no weights"}}
+    markdown = write_alignment(tmp_path / "out", table, done, pairs.captions, facts)
+    entries = [json.loads(line) for line in (tmp_path / "out" / "per_image.jsonl").read_text().splitlines()]
+    assert [entry["caption"] for entry in entries[:3]] == pairs.captions and entries[0]["method"] == "identity"
+    assert not (tmp_path / "out" / "alignment.png").exists(), "no pictures were kept"
     assert "PickScore, the paper's" in markdown and "hps_v2 is unavailable: no weights" in markdown
     assert "Minus `hybrid`" in markdown and "add up to 1 over hybrid, seed" in markdown
     assert json.loads((tmp_path / "out" / "alignment.json").read_text())["rows"] == table

@@ -1,0 +1,47 @@
+"""The list of measures: every table knows each of them from one line."""
+
+import pytest
+import torch
+from helpers.small_models import noise_images
+
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.evaluation import measures
+from hybrid_tokenizer.evaluation.images import EvalBatch
+from hybrid_tokenizer.evaluation.measures import METRICS, Metric, default_metrics, metrics_named, unavailable_metrics
+from hybrid_tokenizer.evaluation.studies import recon
+from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance
+
+
+def test_every_measure_has_a_column_and_a_value_per_image():
+    references = noise_images(2, 192, 192)
+    batch = EvalBatch(range(2), references, references.flip(0))
+    columns = {column.key for column in recon.COLUMNS}
+    for metric in default_metrics():
+        values = metric(references * 0.9, batch)
+        assert values.shape == (2,) and values.isfinite().all(), metric.name
+        assert metric.name in columns and metric.heading
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+def test_a_measure_of_ones_own():
+    metric = Metric("brightness", lambda images, references: images.mean((1, 2, 3)), "brightness ↑", 1)
+    batch = EvalBatch(range(1), torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+    assert metric(torch.ones(1, 3, 8, 8), batch).tolist() == [1.0]
+    assert metric.column == ("brightness", "brightness ↑", ".1f")
+    assert Metric("plain", metric.function).column.heading == "plain"
+
+
+def test_feature_networks_are_loaded_once(monkeypatch):
+    images = noise_images(1, 32, 32)
+    (metric,) = metrics_named("effnet_lite2_distance")
+    first = metric.function(images, images * 0.5)
+    expected = efficientnet_distance(EfficientNetDistance("lite2"), images, images * 0.5)
+    assert torch.equal(first, expected)
+    monkeypatch.setattr(measures.perceptual, "EfficientNetDistance", None)
+    assert torch.equal(metric.function(images, images * 0.5), first)
+
+
+def test_what_a_run_lacks_is_listed():
+    assert set(unavailable_metrics({"rfid": "file"})) == {"lpips_alex", "lpips_vgg", "clip_i", "dino_distance", "kid"}
+    with pytest.raises(HybridTokenizerError, match="metric_weights names fid; use some of lpips_alex"):
+        default_metrics("cpu", {"fid": "x"})

@@ -1,0 +1,40 @@
+"""Run the commands as a user does: through `scripts/`, in this process or in others."""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command_line(name, *arguments):
+    """What stands behind `python`: the script and its arguments."""
+    return [str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+
+
+def environment():
+    """For a command in another process."""
+    threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    return os.environ | threads | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+def run_command(name, *arguments):
+    """Run the command in this process. Returns its exit message, None on success."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command_line(name, *arguments))
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as leaving:
+            return leaving.code
+    return None
+
+
+def without_times(path):
+    """The rows of a report, the seconds taken out."""
+    rows = json.loads(Path(path).read_text())["rows"]
+    return [{key: value for key, value in row.items() if key != "seconds_per_image"} for row in rows]
