@@ -11,6 +11,13 @@ import pyarrow.parquet as pq
 from helpers.small_models import small_hybrid
 from PIL import Image
 
+from hybrid_tokenizer.corpus.config import EncoderConfig, TokenizeConfig
+from hybrid_tokenizer.corpus.encoder import describe_tokenizer
+from hybrid_tokenizer.corpus.pipeline import EncodePart, PartSink, cut_part, merge_shard
+from hybrid_tokenizer.corpus.plan import DATASET_NAME, PARTS, WORK, missing_parts, open_plan
+from hybrid_tokenizer.corpus.run import describe_dataset
+from hybrid_tokenizer.corpus.storage import open_folder
+
 SIDE = 32
 
 
@@ -88,3 +95,18 @@ def write_tokenizer(folder: Path, seed: int = 0) -> Path:
     """A nested one of 32 px: 32 semantic and 1 + 4 + 16 guide tokens."""
     small_hybrid(seed, nested=True).save_pretrained(folder)
     return folder
+
+
+def fill(config: TokenizeConfig, shards: int = 1) -> Path:
+    """What `tokenize` does, step by step in this process, without Ray."""
+    output = open_folder(config.output)
+    described, grids = describe_tokenizer(config.model_name, config.data.image_size, config.guide_scales)
+    plan = open_plan(output, config, described, grids)
+    encoder = EncoderConfig(config.model_name, described["hash"], "cpu", config.dtype, 1, config.batch_size, config.guide_scales, 0)  # fmt: skip
+    encode, sink = EncodePart(encoder, plan), PartSink(output / WORK / PARTS)
+    for part in missing_parts(output, plan):
+        sink.write([encode(cut_part(pa.table({"part": [part]}), output / WORK, plan))], None)
+    for shard in range(shards):
+        merge_shard(pa.table({"shard": [shard]}), output, plan, shards, config.rows_per_group)
+    output.write_json(DATASET_NAME, describe_dataset(output, plan))
+    return Path(config.output)
