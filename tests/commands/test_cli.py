@@ -17,7 +17,7 @@ def in_a_fresh_process(*arguments):
     code = (
         "import sys\nfrom hybrid_tokenizer.commands.cli import main\n"
         f"sys.argv = {['hybrid-tokenizer', *arguments]!r}\n"
-        f"try:\n    main()\nfinally:\n    print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+        f"try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\nfinally:\n    print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     return done.stdout, done.stderr.strip().splitlines()[-1]

@@ -34,6 +34,12 @@ def test_help_of_a_command_imports_no_model_library_and_is_quick():
     assert "training" not in text
 
 
+@pytest.mark.parametrize("name", [name for name, one in COMMANDS.items() if one.config is None])
+def test_help_of_the_other_commands_imports_no_model_library(name):
+    text, imported = in_a_fresh_process(name, "--help")
+    assert imported == "[]" and text.startswith(f"usage: hybrid-tokenizer {name}")
+
+
 @pytest.mark.parametrize("name", [name for name, one in COMMANDS.items() if one.config])
 def test_help_of_every_command_shows_its_options_and_example(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hybrid-tokenizer", name, "--help"])

@@ -82,7 +82,7 @@ def test_search_rows_by_name(nested, name, kind, search_steps):
         (["guide_of_hybrid"], "without a search guide_of_hybrid is guide_only.*guide_of_hybrid@search8"),
         (["guide_of_hybrid@search0"], "without a search"),
         (["semantic_only@g3"], "is unknown"),
-        (["hybrid@eta2"], "eta is 2.0, expected 0 to 1"),
+        (["hybrid@eta2"], "eta is 2.0, expected a number from 0 to 1"),
     ],
 )
 def test_wrong_names_are_refused_with_what_there_is(nested, names, message):
