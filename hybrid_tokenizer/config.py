@@ -31,9 +31,18 @@ from hybrid_tokenizer.evaluation.config import (
     EvalReconConfig,
     FiguresConfig,
     GuideRatesConfig,
+    PairData,
     ReconstructConfig,
 )
 from hybrid_tokenizer.guide.config import GuideConfig
+from hybrid_tokenizer.language.config import (
+    CaptionConfig,
+    CompleteConfig,
+    GenerateConfig,
+    SamplingConfig,
+    TrainLMConfig,
+    as_list,
+)
 from hybrid_tokenizer.overrides import (
     explain_unknown,
     explain_value,
@@ -132,6 +141,49 @@ class PretrainDiffusion:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
+LM_PARTS = ("unigrams", "semantic_then_lm", "text_to_image", "captions", "valid", "search", "budgets")
+
+
+@dataclass
+class EvalLM:
+    """A language model on held-out photographs with captions."""
+
+    model_name: str = "tiny"
+    """The image tokenizer: a preset, a folder or a hub id."""
+    language_model: str = "tiny_lm"
+    """A preset, a folder that train_lm wrote, or a hub id."""
+    output_dir: str = "outputs/eval_lm"
+    data: PairData = field(default_factory=PairData)
+    train_tokens: Any = MISSING
+    """Token shards of the training: a folder or a list. Unigrams are counted on them, and copies are looked for in them."""
+    parts: list[str] = field(default_factory=lambda: list(LM_PARTS))
+    """What is measured."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How pictures are drawn."""
+    caption_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    """How captions are written."""
+    search_steps: int = 8
+    """Steps of the searched tokens in the part `search`."""
+    pictures: int = 16
+    """Lines of the picture grids. 0: no grids."""
+    row_length: int = 448
+    """Tokens per packed row, at least those of the longest document."""
+    batch_size: int = 8
+    """Photographs that are encoded at once."""
+    seed: int = 0
+    device: str | None = None
+    """cpu or cuda. null: cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.parts) - set(LM_PARTS))
+        if unknown:
+            raise HybridTokenizerError(f"parts={unknown} are unknown; use some of {', '.join(LM_PARTS)}")
+
+    @property
+    def train_folders(self) -> list[str]:
+        return as_list("train_tokens", self.train_tokens)
+
+
 def component_config(section: Any, kind: type) -> Any:
     """The component's own configuration, from a section that adds `init`."""
     return kind(**{f.name: getattr(section, f.name) for f in dataclasses.fields(kind)})
@@ -169,6 +221,11 @@ SCHEMAS: dict[str, Any] = {
     "correction_schema": CorrectionConfig,
     "figures_schema": FiguresConfig,
     "eval_alignment_schema": EvalAlignmentConfig,
+    "train_lm_schema": TrainLMConfig,
+    "generate_schema": GenerateConfig,
+    "complete_schema": CompleteConfig,
+    "caption_schema": CaptionConfig,
+    "eval_lm_schema": EvalLM,
 }
 
 

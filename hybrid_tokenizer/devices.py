@@ -13,6 +13,11 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 INDUCTOR = "inductor"
 
 
+def count_parameters(network: nn.Module) -> str:
+    """How many numbers a network trains, for people."""
+    return f"{sum(weight.numel() for weight in network.parameters()) / 1e6:.1f} M parameters"
+
+
 def compile_in_place(
     network: nn.Module, mode: str = "default", backend: str = INDUCTOR, fullgraph: bool = False
 ) -> nn.Module:

@@ -1,7 +1,11 @@
-"""The package's own error type: everything a user can mend by changing an input or an option."""
+"""The package's own error type, for everything a user can mend by changing an input or an option, and checks that raise it."""
 
 import os
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
+
+MOST_SIDE = 2**16
 
 
 class HybridTokenizerError(ValueError):
@@ -47,3 +51,25 @@ def shown(value: Any, most: int = 60) -> str:
 def shorten(keys: list[str], most: int = 6) -> str:
     """The first few keys and how many more there are."""
     return ", ".join(keys[:most]) + (f", and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def check_whole(name: str, value: Any, least: int, most: int, remedy: str = "") -> int:
+    """`value` where it is a whole number from `least` to `most`; raises where not. True and 2.0 are none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+        raise HybridTokenizerError(f"{name} is {shown(value)}, expected a whole number from {least} to {most}{remedy}")
+    return int(value)
+
+
+def check_number(name: str, value: Any, least: float | int, most: float | int, remedy: str = "") -> float:
+    """`value` where it is a number from `least` to `most`; raises where not. True, NaN and infinities are none."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+        raise HybridTokenizerError(f"{name} is {shown(value)}, expected a number from {least:g} to {most:g}{remedy}")
+    return float(value)
+
+
+def check_size(name: str, value: Any) -> tuple[int, int]:
+    """`value` where it is (height, width) in pixels; raises where not."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise HybridTokenizerError(f"{name} is {shown(value)}, expected (height, width) in pixels")
+    height, width = (check_whole(f"a side of {name}", side, 1, MOST_SIDE, " pixels") for side in value)
+    return height, width

@@ -12,7 +12,7 @@ from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.provenance import git_revision, machine, versions
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
-from hybrid_tokenizer.verification.speed.rows import run_rows, to_markdown
+from hybrid_tokenizer.verification.speed.rows import report, run_rows
 
 
 @command("benchmark")
@@ -21,7 +21,7 @@ def main(config: BenchmarkConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     rows = run_rows(config, choose_device(config.device), lambda line: print(line, flush=True))
-    report = {
+    results = {
         "machine": machine(),
         "rows": rows,
         "config": asdict(config),
@@ -31,6 +31,6 @@ def main(config: BenchmarkConfig) -> None:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     output = Path(config.output)
-    write_json(output, report)
-    write_atomic(output.with_suffix(".md"), to_markdown(rows).encode())
+    write_json(output, results)
+    write_atomic(output.with_suffix(".md"), report(rows).encode())
     print(f"written to {output}")

@@ -3,9 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hybrid_tokenizer.checkpoints.files import write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.verification.parity import check_folder
 
 
 def main() -> None:
@@ -14,6 +12,10 @@ def main() -> None:
     parser.add_argument("--kinds", help="check only these, separated by commas; a kind is a file name without its _a")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     options = parser.parse_args()
+    # here, so that `--help` needs no model library
+    from hybrid_tokenizer.checkpoints.files import write_json
+    from hybrid_tokenizer.verification.parity import check_folder
+
     kinds = [kind.strip() for kind in options.kinds.split(",") if kind.strip()] if options.kinds else None
     try:
         report = check_folder(options.folder, kinds)

@@ -55,7 +55,7 @@ COMMANDS = {
     "train-semantic": Command("train_semantic", "train Branch II, the semantic tokens", "stage=contrastive data.root=PAIRS output_dir=runs/semantic", "train_semantic"),
     "pretrain-diffusion": Command("pretrain_diffusion", "train Branch III, the diffusion decoder", "stage=vae data.root=PHOTOS output_dir=runs/vae", "pretrain_diffusion"),
     "assemble": Command("assemble", "put the folders of three branches together as one tokenizer", "--guide runs/guide/final --semantic runs/semantic/final --diffusion runs/unet/final --output my_tokenizer --name mine"),
-    "convert": Command("convert", "published checkpoint files to a component folder", "movq movqgan_270M.ckpt movq_270m"),
+    "convert": Command("convert", "published checkpoint files to a component folder", "movq movqgan_270M.ckpt --output movq_270m"),
     "parity": Command("check_parity", "compare with values that published code computed", "FIXTURES"),
     "benchmark": Command("benchmark", "time the system against plain alternatives", "output=out/speed.json", "benchmark"),
     "tokenize": Command("tokenize_corpus", "a corpus of images to shards of tokens", "input=PHOTOS output=tokens", "tokenize_corpus"),

@@ -9,11 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
-from hybrid_tokenizer.checkpoints.configs import one_line
-from hybrid_tokenizer.checkpoints.files import read_foreign
 from hybrid_tokenizer.errors import HybridTokenizerError
+
+# the functions import what they need, so that `--help` needs no model library
 
 
 class Kind(NamedTuple):
@@ -45,8 +43,10 @@ KINDS = {
 }
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, "torch.Tensor"]:
     """The tensors of a checkpoint file, or of every safetensors file in a folder; floats become fp32."""
+    from hybrid_tokenizer.checkpoints.files import read_foreign
+
     paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not paths:
         raise HybridTokenizerError(f"{path} holds no .safetensors file; give the weight files themselves")
@@ -55,6 +55,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def convert(kind: str, paths: Sequence[Path], folder: Path) -> list[str]:
     """Convert the files of `kind` to the component folder `folder`. Returns lines on what was kept and dropped."""
+    from hybrid_tokenizer.checkpoints.configs import one_line
+
     if kind not in KINDS:
         raise HybridTokenizerError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}")
     chosen = KINDS[kind]

@@ -3,19 +3,14 @@
 Names are imported on first use: reading a configuration does not load transformers.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_HOMES = {
-    "add_image_tokens": "vocabulary",
-    "load_vocabulary": "vocabulary",
-    "resize_embeddings": "vocabulary",
-    "save_vocabulary": "vocabulary",
-}
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "constrained": ["ImageGrammar"],
+        "generate": ["complete", "describe", "draw"],
+        "model": ["LanguageModel", "load_language_model"],
+        "vocabulary": ["add_image_tokens", "load_vocabulary", "read_sequence", "resize_embeddings", "save_vocabulary"],
+    },
+)

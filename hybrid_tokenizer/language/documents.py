@@ -1,31 +1,80 @@
 """Rows of token shards as documents of a language model, and the stream of them that training draws from."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.language.config import DocumentConfig
 from hybrid_tokenizer.language.vocabulary import Boundaries, document_boundaries, text_ids_of
-from hybrid_tokenizer.tokens import NUM_SEMANTIC_TOKENS, HybridVocabulary
+from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
 
 TEXT, CAPTION, BOUNDARY, SEMANTIC = range(4)
 FIRST_GRID = 4
 """Kinds of tokens: text before an image, text after one, what surrounds an image, its semantic codes, and one kind per grid."""
 
 
+CODES = ("semantic", "guide")
+
+
 @runtime_checkable
 class TokenRows(Protocol):
-    """What is read of token shards: rows with `id`, `captions` (any number), `semantic` (32 codes), `guide` (all grids'
-    codes, coarse to fine, each in raster order), `grid_shapes` and `image_size`."""
+    """What is read of token shards: rows with `id`, `captions` (any number), `semantic` (32 codes) and `guide` (the codes of
+    all grids, coarse to fine, each in raster order), and what holds for all rows."""
+
+    grid_shapes: tuple[tuple[int, int], ...]
+    image_size: tuple[int, int]
+    source: TokenSource | None
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+class JoinedRows:
+    """Rows of several shards as one, all of them or those at the positions `chosen`."""
+
+    def __init__(self, parts: Sequence[TokenRows], chosen: np.ndarray | None = None):
+        first = parts[0]
+        for part in parts[1:]:
+            for what in ("grid_shapes", "image_size", "source"):
+                if getattr(part, what) != getattr(first, what):
+                    raise HybridTokenizerError(
+                        f"token shards differ in {what}: {getattr(first, what)} and {getattr(part, what)}; tokenize them "
+                        "with one tokenizer and one image size"
+                    )
+        self.parts, self.grid_shapes, self.image_size, self.source = (
+            list(parts), first.grid_shapes, first.image_size, first.source,
+        )  # fmt: skip
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.chosen = np.arange(self.ends[-1]) if chosen is None else chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        row = int(self.chosen[index])
+        part = int(np.searchsorted(self.ends, row, side="right"))
+        return self.parts[part][row - (int(self.ends[part - 1]) if part else 0)]
+
+
+def hold_out_rows(rows: JoinedRows, share: float) -> tuple[JoinedRows, JoinedRows]:
+    """(training, held-out) rows, by the hash of the image's name, so that all views of an image fall on one side."""
+    names = [rows[index]["id"].rsplit("#", 1)[0] for index in range(len(rows))]
+    hashed = np.array([int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names])
+    held = hashed < int(share * 2**64)
+    if not held.any() or held.all():
+        raise HybridTokenizerError(
+            f"data.val_share={share} of {len(rows)} rows holds out {int(held.sum())}; give another share, or "
+            "data.val_tokens"
+        )
+    return JoinedRows(rows.parts, rows.chosen[~held]), JoinedRows(rows.parts, rows.chosen[held])
 
 
 class Document(NamedTuple):
@@ -60,7 +109,6 @@ def compose(
     boundaries: Boundaries,
 ) -> Document:
     """One document: caption and image, or image and caption, with the first `num_grids` grids."""
-    check_row(row, vocabulary)
     sizes = [height * width for height, width in vocabulary.grid_shapes[:num_grids]]
     semantic = np.asarray(row["semantic"], np.int64) + vocabulary.semantic_offset
     guide = np.asarray(row["guide"][: sum(sizes)], np.int64) + vocabulary.guide_offset
@@ -78,25 +126,34 @@ def compose(
     return Document(ids, kinds)
 
 
-def check_row(row: Mapping[str, Any], vocabulary: HybridVocabulary) -> None:
-    """Raise when a row's image is not one of this vocabulary."""
-    shapes = tuple(tuple(shape) for shape in row["grid_shapes"])
-    if shapes != vocabulary.grid_shapes or tuple(row["image_size"]) != vocabulary.image_size:
+def check_rows(rows: TokenRows, vocabulary: HybridVocabulary) -> None:
+    """Raise when the rows' images are not those of this vocabulary."""
+    check_source(rows.source, vocabulary.source)
+    if rows.grid_shapes != vocabulary.grid_shapes or rows.image_size != vocabulary.image_size:
         raise HybridTokenizerError(
-            f"row {row['id']!r} has guide grids {shapes} of a {tuple(row['image_size'])} image, the vocabulary is for "
-            f"{vocabulary.grid_shapes} of {vocabulary.image_size}; tokenize the corpus with one size and all grids"
+            f"the token shards have guide grids {rows.grid_shapes} of {rows.image_size} images, the vocabulary is for "
+            f"{vocabulary.grid_shapes} of {vocabulary.image_size}; tokenize with that image size and all grids"
         )
-    codes = ("semantic", vocabulary.semantic_codebook_size), ("guide", vocabulary.guide_codebook_size)
-    for name, size in codes:
-        if max(row[name]) >= size or min(row[name]) < 0:
-            raise HybridTokenizerError(
-                f"row {row['id']!r} has {name} codes up to {max(row[name])}, the vocabulary has {size}; give the shards of "
-                "the same image tokenizer"
-            )
-    lengths = len(row["semantic"]), len(row["guide"])
-    expected = NUM_SEMANTIC_TOKENS, sum(height * width for height, width in vocabulary.grid_shapes)
-    if lengths != expected:
-        raise HybridTokenizerError(f"row {row['id']!r} has {lengths} semantic and guide codes, expected {expected}")
+
+
+def tokens_of_rows(rows: Sequence[Mapping[str, Any]], vocabulary: HybridVocabulary) -> HybridTokens:
+    """The images of some rows."""
+    semantic, guide = (torch.from_numpy(np.stack([np.asarray(row[name]) for row in rows])) for name in CODES)
+    grids = guide.split([height * width for height, width in vocabulary.grid_shapes], dim=1)
+    return HybridTokens(
+        semantic_indices=semantic,
+        guide_indices=tuple(
+            grid.unflatten(1, shape) for grid, shape in zip(grids, vocabulary.grid_shapes, strict=True)
+        ),
+        image_size=vocabulary.image_size,
+        source=vocabulary.source,
+    )
+
+
+def row_of_tokens(tokens: HybridTokens, index: int, name: str, captions: Sequence[str]) -> dict[str, Any]:
+    """One image of a batch as a row."""
+    guide = torch.cat([grid[index].flatten() for grid in tokens.guide_indices])
+    return {"id": name, "captions": captions, "semantic": tokens.semantic_indices[index].cpu(), "guide": guide.cpu()}
 
 
 class DocumentStream(Dataset):
@@ -115,6 +172,7 @@ class DocumentStream(Dataset):
     ):
         if not len(rows):
             raise HybridTokenizerError("the token shards hold no rows; tokenize some images first")
+        check_rows(rows, vocabulary)
         num_grids = len(vocabulary.grid_shapes)
         weights = [1.0] * num_grids if config.budget_weights is None else config.budget_weights
         if len(weights) != num_grids:

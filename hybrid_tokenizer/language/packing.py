@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.language.documents import Document
@@ -74,7 +73,7 @@ def pack(documents: Sequence[Document], row_length: int) -> Packed:
     return Packed(input_ids, position_ids, targets, kinds, owners)
 
 
-def packed_logits(model: PreTrainedModel, packed: Packed) -> Float[Tensor, "t v"]:
+def packed_logits(model: nn.Module, packed: Packed) -> Float[Tensor, "t v"]:
     """Logits at the positions that have a target, in fp32."""
     logits = model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits
     return logits[packed.targets != NOTHING].float()
@@ -91,7 +90,7 @@ class KindLosses(NamedTuple):
         return (weights * self.sums).sum() / (weights * self.counts).sum().clamp(min=1e-12)
 
 
-def kind_losses(model: PreTrainedModel, packed: Packed, num_kinds: int) -> KindLosses:
+def kind_losses(model: nn.Module, packed: Packed, num_kinds: int) -> KindLosses:
     """Loss over the whole vocabulary, as training minimises it."""
     has_target = packed.targets != NOTHING
     losses = F.cross_entropy(packed_logits(model, packed), packed.targets[has_target], reduction="none")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from hybrid_tokenizer.checkpoints.files import read_json, write_json
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
 
 VOCABULARY_NAME = "hybrid_vocabulary.json"
@@ -237,7 +237,7 @@ def load_vocabulary(
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise HybridTokenizerError(
-            f"no tokenizer can be read from {folder} ({error}); give a folder that train-lm wrote"
+            f"no tokenizer can be read from {folder} ({first_line(error)}); give a folder that train-lm wrote"
         ) from None
     check_tokenizer(tokenizer, vocabulary)
     return tokenizer, vocabulary

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from hybrid_tokenizer.checkpoints.files import load_strict, shorten, state_hash, write_json
+from hybrid_tokenizer.checkpoints.files import load_strict, state_hash, write_json
 from hybrid_tokenizer.data import build_loader
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, shorten
 from hybrid_tokenizer.images import to_uint8
 from hybrid_tokenizer.provenance import provenance
 from hybrid_tokenizer.training.config import TrainingConfig
 from hybrid_tokenizer.training.objective import Objective, ema_decay_at, learning_rate_at
+from hybrid_tokenizer.training.sharding import gathered, prepare_sharded, shards_weights, spread_as
 from hybrid_tokenizer.training.state import (
     EMA,
     MODEL,
@@ -104,12 +105,13 @@ class _Run:
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
-        self.names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
-        self.prepared, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.sharded = shards_weights(self.accelerator)
+        prepare = prepare_sharded if self.sharded else Accelerator.prepare
+        self.prepared, self.optimizer = prepare(self.accelerator, objective, optimizer)
         self.objective = objective
-        self.ema = (
-            {name: p.detach().clone() for name, p in objective.model.named_parameters()} if config.ema_decay else {}
-        )
+        self.names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
+        averaged = objective.model.named_parameters() if config.ema_decay else ()
+        self.ema = {name: p.detach().clone() for name, p in averaged if p.requires_grad}
         self.step = 0
         self.seconds_before = 0.0
         self._resume()
@@ -149,15 +151,17 @@ class _Run:
                 "keep the seed and the images per step when resuming, or use a new output_dir"
             )
         tensors = load_checkpoint_tensors(folder)
-        frozen = {key for key in self.objective.state_dict() if key.startswith("frozen.")}
-        load_strict(self.objective, tensors[MODEL], str(folder / MODEL), ignore=frozen)
+        target = self.objective.state_dict()
+        stored = {key: spread_as(value, target.get(key, value)) for key, value in tensors[MODEL].items()}
+        unsaved = set(target) - set(self.objective.saved_state())
+        load_strict(self.objective, stored, str(folder / MODEL), ignore=unsaved)
         if self.ema:
             if set(tensors.get(EMA, {})) != set(self.ema):
                 raise HybridTokenizerError(
                     f"{folder} holds other averaged weights than this run keeps; use a new output_dir"
                 )
             for name, average in self.ema.items():
-                average.copy_(tensors[EMA][name])
+                average.copy_(spread_as(tensors[EMA][name], average))
         inner = self.optimizer.optimizer
         unpack_optimizer(inner, self.names, tensors[OPTIMIZER], str(folder / OPTIMIZER))
         self.step, self.seconds_before = facts["step"], facts["seconds"]
@@ -307,13 +311,16 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Validate the averaged weights on the main process while the others wait."""
-        if self.main and self.val_batches:
+        """Validate the averaged weights on the main process while the others wait, or on all where each holds a shard."""
+        if (self.main or self.sharded) and self.val_batches:
             self.objective.eval()
             # validation must not change the training's random state
             with torch.random.fork_rng(devices=[]), self._averaged_weights(), self.accelerator.autocast():
                 torch.manual_seed(self.config.seed)
                 validated = self.objective.validate([to_device(b, self.accelerator.device) for b in self.val_batches])
+                if self.sharded:
+                    self.objective.reshard()  # FSDP keeps the outermost weights whole after a forward pass
+        if self.main and self.val_batches:
             figures = {f"val_{name}": value for name, value in validated.figures.items()}
             append_jsonl(self.output_dir / "metrics.jsonl", {"step": self.step, **figures})
             self.accelerator.log({name.replace("val_", "val/", 1): v for name, v in figures.items()}, step=self.step)
@@ -324,32 +331,33 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
+        tensors = {
+            MODEL: gathered(self.objective.saved_state()),
+            OPTIMIZER: gathered(pack_optimizer(self.optimizer.optimizer, self.names)),
+        }
+        if self.ema:
+            tensors[EMA] = gathered(self.ema)
         if self.main:
-            tensors = {
-                MODEL: self.objective.saved_state(),
-                OPTIMIZER: pack_optimizer(self.optimizer.optimizer, self.names),
-            }
-            if self.ema:
-                tensors[EMA] = self.ema
             seconds = self.seconds_before + time.monotonic() - self.started
             facts = {"geometry": self.geometry, "seconds": seconds}
             save_checkpoint(self.output_dir / "checkpoints", self.step, self.config.keep_checkpoints, tensors, facts)
         self.accelerator.wait_for_everyone()
 
     def _finish(self) -> None:
-        hashes = [state_hash(self.objective.model)]
-        if self.accelerator.num_processes > 1:
-            gathered: list[Any] = [None] * self.accelerator.num_processes
-            torch.distributed.all_gather_object(gathered, hashes[0])
-            hashes = gathered
+        hashes = [] if self.sharded else [state_hash(self.objective.model)]
+        if hashes and self.accelerator.num_processes > 1:
+            of_all: list[Any] = [None] * self.accelerator.num_processes
+            torch.distributed.all_gather_object(of_all, hashes[0])
+            hashes = of_all
         if len(set(hashes)) > 1:
             raise HybridTokenizerError(
                 f"weights differ between processes at the end ({hashes}); do not use this run, and report how it was started"
             )
-        if self.main:
+        if self.main or self.sharded:
             self.objective.eval()
             with self._averaged_weights():
                 self.objective.export(self.output_dir / "final", self.val_batches)
+        if self.main:
             seconds = self.seconds_before + time.monotonic() - self.started
             facts = {
                 "step": self.step,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import file_hash, load_tensors, read_json, save_tensors, write_json
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.training.sharding import spread_as
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 
@@ -39,7 +40,7 @@ def unpack_optimizer(
         if entry == "step":
             optimizer.state[parameter][entry] = value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
         else:  # with the parameter's strides: another order in memory may round differently
-            optimizer.state[parameter][entry] = torch.empty_like(parameter).copy_(value)
+            optimizer.state[parameter][entry] = torch.empty_like(parameter).copy_(spread_as(value, parameter))
 
 
 def save_checkpoint(

@@ -24,11 +24,11 @@ def random_tokens(vocabulary, count, num_grids, seed=0):
     )
 
 
-def random_llama(vocabulary=SMALL, seed=0, spread=0.5, rows=128, layers=1):
+def random_llama(seed=0, spread=0.5, rows=128, layers=1, width=16):
     """Logits of several nats: every id is likely somewhere."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=rows, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2,
+        vocab_size=rows, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=2,
         max_position_embeddings=256, initializer_range=spread, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()

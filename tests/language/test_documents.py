@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from token_rows import text_side, token_rows
+from token_rows import MemoryRows, text_side, token_rows
 
 from hybrid_tokenizer.data.training import build_loader
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -18,11 +18,14 @@ from hybrid_tokenizer.language.documents import (
     SEMANTIC,
     TEXT,
     DocumentStream,
+    JoinedRows,
     compose,
+    hold_out_rows,
     kind_names,
     kind_range,
 )
 from hybrid_tokenizer.language.vocabulary import budgets, document_boundaries, read_sequence
+from hybrid_tokenizer.tokens import TokenSource
 
 TOKENIZER, VOCABULARY = text_side()
 BOUNDARIES = document_boundaries(TOKENIZER)
@@ -40,9 +43,9 @@ def test_a_document_holds_the_caption_and_the_codes_of_its_row(image_first):
         document = compose(row, caption_ids, num_grids, image_first, VOCABULARY, BOUNDARIES)
         written = read_sequence(document.ids.tolist(), VOCABULARY)
         image = written.images[0]
-        assert image.semantic_indices[0].tolist() == row["semantic"]
+        assert image.semantic_indices[0].tolist() == row["semantic"].tolist()
         flat = torch.cat([grid.flatten() for grid in image.guide_indices])
-        assert flat.tolist() == row["guide"][:guide_length]
+        assert flat.tolist() == row["guide"][:guide_length].tolist()
         assert written.text_ids == [*BOUNDARIES.begin, *caption_ids, BOUNDARIES.end]
         assert (document.ids[1] == VOCABULARY.begin_id) == image_first
         kinds = Counter(document.kinds.tolist())
@@ -72,7 +75,7 @@ def test_a_draw_depends_on_its_number_alone():
 def test_an_epoch_has_every_row_once_and_shares_are_as_asked():
     rows = token_rows(12)
     drawn = stream(rows, image_first=0.25, caption_dropout=0.2, budget_weights=[2.0, 0.0, 1.0])
-    keys = {tuple(row["semantic"]): row["id"] for row in rows}
+    keys = {tuple(row["semantic"].tolist()): row["id"] for row in rows}
     seen, captioned, first, totals = [], 0, 0, Counter()
     for draw in range(600):
         document = drawn[draw]["documents"]
@@ -94,22 +97,38 @@ def test_rows_without_captions_are_images_alone():
 
 def test_long_captions_are_cut():
     row = token_rows(1)[0] | {"captions": ["dog " * 300]}
-    document = stream([row], caption_dropout=0.0, max_caption_tokens=5)[0]["documents"]
+    document = stream(MemoryRows([row]), caption_dropout=0.0, max_caption_tokens=5)[0]["documents"]
     assert len(read_sequence(document.ids.tolist(), VOCABULARY).text_ids) == 1 + 5 + 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grid_shapes": [[1, 2], [2, 3]]}, "tokenize the corpus with one size and all grids"),
-        ({"image_size": [32, 32]}, r"of a \(32, 32\) image"),
-        ({"semantic": [20] * 32}, "semantic codes up to 20, the vocabulary has 20"),
-        ({"guide": [1] * 19}, r"\(32, 19\) semantic and guide codes, expected \(32, 20\)"),
+        ({"grid_shapes": ((1, 2), (2, 3))}, "tokenize with that image size and all grids"),
+        ({"image_size": (32, 32)}, r"of \(32, 32\) images"),
+        ({"source": TokenSource("other", "c" * 64)}, "made by tokenizer 'other'"),
     ],
 )
 def test_rows_of_another_tokenizer_are_refused(change, message):
+    rows = token_rows(2)
+    vars(rows).update(change)
     with pytest.raises(HybridTokenizerError, match=message):
-        stream([token_rows(1)[0] | change])[0]
+        stream(rows)
+    with pytest.raises(HybridTokenizerError, match="token shards differ in"):
+        JoinedRows([token_rows(2), rows])
+
+
+def test_shards_are_joined_and_part_of_their_images_held_out():
+    views = MemoryRows([row | {"id": f"{row['id']}#{view}"} for row in token_rows(40) for view in (1, 2)])
+    joined = JoinedRows([token_rows(5), views, token_rows(3)])
+    assert len(joined) == 88 and [joined[index]["id"] for index in (4, 5, 85)] == ["4.png", "0.png#1", "0.png"]
+    training, held = hold_out_rows(JoinedRows([views]), 0.25)
+    names = [{rows[index]["id"] for index in range(len(rows))} for rows in (training, held)]
+    assert names[0] | names[1] == {row["id"] for row in views} and not names[0] & names[1]
+    images = [{name.split("#")[0] for name in one} for one in names]
+    assert not images[0] & images[1] and 4 <= len(images[1]) <= 18
+    with pytest.raises(HybridTokenizerError, match=r"data.val_share=0.0 of 80 rows holds out 0"):
+        hold_out_rows(JoinedRows([views]), 0.0)
 
 
 def test_options_that_cannot_be_are_refused():
@@ -121,7 +140,7 @@ def test_options_that_cannot_be_are_refused():
         stream(budget_weights=[1.0, 1.0])
     with pytest.raises(HybridTokenizerError, match="2 weights for 3 grids"):
         TokenLossWeights(guide=[1.0, 1.0]).by_kind(3)
-    with pytest.raises(HybridTokenizerError, match=r"loss\.semantic=-1 must be 0 or more"):
-        TokenLossWeights(semantic=-1)
+    with pytest.raises(HybridTokenizerError, match=r"loss\.semantic=-1.0 must be 0 or more"):
+        TokenLossWeights(semantic=-1.0)
     with pytest.raises(HybridTokenizerError, match="hold no rows"):
-        DocumentStream([], VOCABULARY, TOKENIZER, DocumentConfig(), 0)
+        DocumentStream(MemoryRows([]), VOCABULARY, TOKENIZER, DocumentConfig(), 0)

@@ -1,6 +1,7 @@
 """Rows as token shards hold them, in memory, and a tokenizer and vocabulary for them."""
 
 import numpy as np
+import torch
 from language_models import SMALL
 from text_tokenizers import CAPTIONS, byte_level
 
@@ -11,6 +12,18 @@ def text_side():
     """(tokenizer, vocabulary) on a byte-level BPE of 300 ids at most."""
     tokenizer = byte_level()
     return tokenizer, add_image_tokens(tokenizer, SMALL)
+
+
+class MemoryRows(list):
+    """Token shards in memory."""
+
+    def __init__(self, rows, vocabulary=SMALL):
+        super().__init__(rows)
+        self.grid_shapes, self.image_size, self.source = (
+            vocabulary.grid_shapes,
+            vocabulary.image_size,
+            vocabulary.source,
+        )
 
 
 def token_rows(count, seed=0, captions=2, vocabulary=SMALL):
@@ -24,10 +37,6 @@ def token_rows(count, seed=0, captions=2, vocabulary=SMALL):
         semantic = (3 * topic + rng.integers(0, 3, 32)) % vocabulary.semantic_codebook_size
         guide = (7 * topic + rng.integers(0, 5, guide_length)) % vocabulary.guide_codebook_size
         rows.append(
-            {
-                "id": f"{index}.png#0", "captions": texts, "semantic": semantic.tolist(), "guide": guide.tolist(),
-                "grid_shapes": [list(shape) for shape in vocabulary.grid_shapes],
-                "image_size": list(vocabulary.image_size),
-            }
-        )  # fmt: skip
-    return rows
+            {"id": f"{index}.png", "captions": texts, "semantic": torch.tensor(semantic), "guide": torch.tensor(guide)}
+        )
+    return MemoryRows(rows, vocabulary)
