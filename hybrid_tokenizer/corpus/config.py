@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_tokenizer.data.training import CropConfig
+from hybrid_tokenizer.data.config import CropConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -109,7 +109,7 @@ class TokenizeConfig:
     rows_per_part: int | None = None
     """Rows that are decoded, encoded and stored together; a kill costs at most the parts at work. null: as many whole batches
     as 96 MB of pixels hold."""
-    shard_mb: float = 128
+    shard_mb: float = 128.0
     """Size of a finished file, about."""
     rows_per_group: int = 1024
     """Rows of a Parquet row group, the unit that readers shuffle."""

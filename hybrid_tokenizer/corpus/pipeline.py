@@ -4,6 +4,8 @@ One row of the Ray dataset is a part: some hundred images of the list, encoded i
 a name that says which part it is. Who writes a part, and how often, does not change what stands there.
 """
 
+import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from hybrid_tokenizer.corpus.plan import DATA, PARTS, WORK, Plan, part_name, rea
 from hybrid_tokenizer.corpus.rows import cut_rows, skipped_of, token_rows, with_skipped
 from hybrid_tokenizer.corpus.sources import fetch
 from hybrid_tokenizer.corpus.storage import Folder
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
 MOST_TASKS = 10_000
 """Tasks that the driver keeps account of; beyond that many parts, one task cuts several, one after another."""
@@ -143,10 +145,30 @@ def merge_shard(row: pa.Table, output: Folder, plan: Plan, shards: int, rows_per
 
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
-    """A connection to the cluster of `config.address`, or a Ray of this machine that ends with the block."""
-    if ray.is_initialized():
+    """A connection to the cluster of `config.address`, or a Ray on this machine that ends with the block.
+
+    An error of this package that was raised in a worker is raised here as it is.
+    """
+    started = not ray.is_initialized()
+    if started:
+        _start(config)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    try:
         yield
-        return
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, HybridTokenizerError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise HybridTokenizerError(str(cause)) from None
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start(config: RayConfig) -> None:
     local: dict[str, Any] = {}
     if config.address is None:
         store = config.object_store_mb
@@ -159,12 +181,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         ray.init(address=config.address, log_to_driver=False, logging_level="error", **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise HybridTokenizerError(
-            f"ray.address={config.address!r} can not be reached ({error}); is the cluster up?"
+            f"ray.address={config.address!r} cannot be reached ({first_line(error)}); check that the cluster is up"
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _counted(fetched: Iterable[Any], read: list[int]) -> Iterator[Any]:

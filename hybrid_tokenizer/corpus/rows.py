@@ -113,7 +113,7 @@ def token_schema(codebook_sizes: tuple[int, int], num_guide_tokens: int) -> pa.S
 def token_rows(
     facts: pa.Table,
     tokens: Sequence[HybridTokens],
-    grid_shapes: Sequence[tuple[int, int]],
+    grid_shapes: Sequence[Sequence[int]],
     schema: pa.Schema,
     side: int,
 ) -> pa.Table:

@@ -44,7 +44,7 @@ def tokenize(config: TokenizeConfig) -> dict[str, Any]:
             shards = min(plan.num_parts, math.ceil(sum(stored.values()) / (config.shard_mb * 2**20)))
             merge_parts(output, plan, shards, config.rows_per_group)
         output.write_json(REPORT_NAME, report)
-        output.write_json(DATASET_NAME, _describe(output, plan))
+        output.write_json(DATASET_NAME, describe_dataset(output, plan))
     (output / WORK).remove()
     return output.read_json(DATASET_NAME)
 
@@ -105,7 +105,7 @@ def _device(config: TokenizeConfig, gpus: float) -> tuple[float, str]:
     return share, device
 
 
-def _describe(output: Folder, plan: Plan) -> dict[str, Any]:
+def describe_dataset(output: Folder, plan: Plan) -> dict[str, Any]:
     """dataset.json, from the shards as they stand."""
     files, skipped = [], []
     for name, size in sorted((output / DATA).files().items()):

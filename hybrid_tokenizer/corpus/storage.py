@@ -95,7 +95,7 @@ def open_folder(location: str | os.PathLike[str]) -> Folder:
             known, path = fsspec.core.url_to_fs(text)
         except (ValueError, ImportError) as error:
             raise HybridTokenizerError(
-                f"{text!r} can not be opened ({error}); give a local path or a known URI"
+                f"{text!r} cannot be opened ({error}); give a local path or a known URI"
             ) from None
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(known))
     return Folder(filesystem, path.rstrip("/"))

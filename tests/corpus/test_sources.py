@@ -148,7 +148,8 @@ def test_rows_hold_every_view_and_the_rest_is_listed(tmp_path):
     (folder / "0" / "text.png").write_text("no image")
     (folder / "0" / "empty.png").write_bytes(b"")
     Image.new("RGB", (1, 1)).save(folder / "0" / "one.png")
-    config = ViewConfig(image_size=32, views=2)
+    Image.new("RGB", (50, 20)).save(folder / "0" / "strip.png")
+    config = ViewConfig(image_size=32, views=2, smallest_side=24)
     facts, pixels = cut_rows(read([folder]), config)
     ids = [f"{n}/{n:04d}.png#{view}" for n in range(3) for view in (1, 2)]
     assert facts["id"].to_pylist() == ids and pixels.shape == (6, 32, 32, 3)
@@ -158,8 +159,8 @@ def test_rows_hold_every_view_and_the_rest_is_listed(tmp_path):
         view = cut_views(picture(row // 2), key.split("#")[0], config)[row % 2]
         assert np.array_equal(pixels[row], view.image) and facts["crop"][row].as_py() == list(view.box)
     reasons = dict(skipped_of(facts.schema))
-    assert set(reasons) == {"0/text.png", "0/empty.png", "0/one.png"}
-    assert "1x1 px: its shorter side is under 8" in reasons["0/one.png"]
+    assert set(reasons) == {"0/text.png", "0/empty.png", "0/one.png", "0/strip.png"}
+    assert "50x20 px: its shorter side is under 24" in reasons["0/strip.png"]
 
 
 @pytest.mark.parametrize("views", [0, 3])
@@ -183,7 +184,7 @@ def test_a_draft_of_a_large_jpeg_is_near_its_full_decode(views):
         ({"workers": "many"}, "workers="),
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"shard_mb": 0}, "shard_mb=0"),
+        ({"shard_mb": 0.0}, "shard_mb=0"),
         ({"input": []}, "must be a path"),
     ],
 )
