@@ -1,4 +1,4 @@
-"""`codec`: WebP or AVIF of the down-scaled image, in no more bytes than the tokens cost."""
+"""The `codec` row: WebP or AVIF of the downscaled image in no more bytes than the tokens take."""
 
 import io
 from collections.abc import Callable
@@ -19,17 +19,17 @@ MAX_QUALITY = 100
 
 @dataclass(frozen=True)
 class CodecTokens:
-    """One file an image; the image size is known to the decoder, as it is for tokens."""
+    """One file per image. The decoder knows the image size, as it does for tokens."""
 
     files: tuple[bytes, ...]
     device: torch.device
 
 
 class Codec:
-    """The best file by PSNR over formats, down-scales and qualities within the budget of the image's size.
+    """The file with the best PSNR over formats, scales and qualities, within the bits allowed for the image's size.
 
-    budget_bits: (height, width) -> bits; what a tokenizer spends on such an image. Where no file is that small the
-    smallest one is taken, and `bits` says what it really costs.
+    budget_bits: (height, width) -> bits that a tokenizer spends on such an image. If no file is that small, the smallest
+    one is taken, and `bits` reports its true size.
     """
 
     native_size = None
@@ -43,7 +43,7 @@ class Codec:
             raise HybridTokenizerError("this Pillow reads neither WebP nor AVIF; install Pillow from its wheels")
 
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> CodecTokens:
-        """One file an image."""
+        """One file per image."""
         budget = int(self.budget_bits((images.shape[-2], images.shape[-1])) // 8)
         files = tuple(best_file(image[None].float().cpu(), budget, self.formats) for image in images)
         return CodecTokens(files, images.device)
@@ -55,16 +55,16 @@ class Codec:
         return torch.cat([read_file(file, size) for file in tokens.files]).to(tokens.device)
 
     def num_tokens(self, tokens: CodecTokens) -> Int[Tensor, "b"]:
-        """Bytes."""
+        """Bytes, one token each."""
         return torch.tensor([len(file) for file in tokens.files])
 
     def bits(self, tokens: CodecTokens) -> Float[Tensor, "b"]:
-        """Of the whole file, header included."""
+        """Size of the file, header included."""
         return self.num_tokens(tokens).float() * 8
 
 
 def best_file(image: Float[Tensor, "1 3 h w"], budget: int, formats: tuple[str, ...] = ("WEBP", "AVIF")) -> bytes:
-    """The file of at most `budget` bytes with the highest PSNR after resizing back, else the smallest file there is."""
+    """The file of at most `budget` bytes with the highest PSNR after resizing back, or else the smallest file."""
     height, width = image.shape[-2:]
     sizes = dict.fromkeys((max(1, round(height * scale)), max(1, round(width * scale))) for scale in SCALES)
     target = to_uint8(image).float()
@@ -90,7 +90,7 @@ def best_file(image: Float[Tensor, "1 3 h w"], budget: int, formats: tuple[str, 
 
 
 def highest_quality(picture: Image.Image, kind: str, budget: int, lowest: bytes) -> bytes:
-    """The file of the highest quality within `budget`, by bisection; `lowest` is that of quality 0, which fits."""
+    """The file of the highest quality within `budget`, found by bisection. `lowest` has quality 0 and fits."""
     fits, file, too_much = 0, lowest, MAX_QUALITY + 1
     while too_much - fits > 1:
         quality = (fits + too_much) // 2

@@ -1,4 +1,4 @@
-"""Tokenizers that make grids of indices, as rows of a table: padding, cropping, counting."""
+"""Rows for tokenizers whose tokens are grids of indices: padding, cropping and counting."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from hybrid_tokenizer.images import check_range, resize_bicubic
 
 
 class GridModel(Protocol):
-    """A tokenizer as its own file builds it: images whose sides are multiples of `downsample_factor`."""
+    """A bare model. It takes images whose sides are multiples of `downsample_factor`."""
 
     codebook_size: int
     downsample_factor: int
@@ -27,17 +27,17 @@ class GridModel(Protocol):
 
 @dataclass(frozen=True)
 class GridTokens:
-    """Indices, coarse to fine, and the size of the image before padding, as a header says it."""
+    """Indices, coarse to fine, and the image size before padding, which a file would store in its header."""
 
     grids: tuple[Int[Tensor, "b _ _"], ...]
     image_size: tuple[int, int]
 
 
 class GridRow(nn.Module):
-    """An ImageTokenizer of a GridModel.
+    """A GridModel as an ImageTokenizer.
 
-    Images are padded by reflection to the model's multiple, and decoded images cropped back. A model of one input size
-    (`native_size`) gets images resized to it instead.
+    Images are padded by reflection to a multiple of the model's factor, and decoded images are cropped back. For a model
+    with one input size (`native_size`), images are resized instead.
     """
 
     deterministic = True
@@ -54,7 +54,7 @@ class GridRow(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> GridTokens:
-        """Nothing is drawn: the generator is not read."""
+        """Deterministic: the generator is not used."""
         check_range(images)
         images = images.to(self.device).float()
         size = (images.shape[-2], images.shape[-1])
@@ -76,7 +76,7 @@ class GridRow(nn.Module):
         return resize_bicubic(decoded, size).clamp(-1, 1)
 
     def num_tokens(self, tokens: GridTokens) -> Int[Tensor, "b"]:
-        """Of all scales."""
+        """All scales together."""
         count = sum(grid.shape[1] * grid.shape[2] for grid in tokens.grids)
         return torch.full((len(tokens.grids[0]),), count)
 
@@ -102,12 +102,12 @@ def check_indices(grids: Iterable[Int[Tensor, "..."]], codebook_size: int) -> No
 
 
 def pad_to_multiple(images: Float[Tensor, "b 3 h w"], factor: int) -> Float[Tensor, "b 3 H W"]:
-    """By reflection, below and to the right."""
+    """Pad by reflection, below and to the right."""
     height, width = images.shape[-2:]
     below, right = -height % factor, -width % factor
     if below >= height or right >= width:
         raise HybridTokenizerError(
             f"image size {height}x{width} (height x width) cannot be padded by reflection to a multiple of {factor}; "
-            f"give an image of at least {factor // 2 + 1} pixels a side"
+            f"give an image of at least {factor // 2 + 1} pixels per side"
         )
     return F.pad(images, (0, right, 0, below), mode="reflect") if below or right else images

@@ -1,7 +1,7 @@
 """LaVIT's dynamic visual tokenizer (Jin et al. 2023) and its token decoders.
 
-A selector keeps some of the patches, a merger writes what the dropped ones say into the kept ones, and those are quantized:
-an image costs as many tokens as patches are kept. Which are kept is drawn at random, at inference too.
+A selector keeps some of the patches, a merger moves information from the dropped patches into the kept ones, and the kept
+ones are quantized. So the number of tokens varies per image. The selection is random, at inference too.
 """
 
 import math
@@ -85,7 +85,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries of one sequence over keys of another, under a policy or under an additive mask."""
+    """Attention from one sequence to another, under a policy or an additive mask."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -115,9 +115,9 @@ class Attention(nn.Module):
 
 
 def softmax_with_policy(scores: Float[Tensor, "b h q k"], policy: Float[Tensor, "b 1 _ k"]) -> Float[Tensor, "b h q k"]:
-    """DynamicViT's softmax over the keys that `policy` lets through (1) as the reference has it.
+    """DynamicViT's softmax over the keys whose `policy` is 1, as in the reference.
 
-    The maximum is that of all scores, and a small constant stands in numerator and denominator: with nothing let through
+    The maximum is taken over all scores, and numerator and denominator have a small constant: if no key is let through,
     the result is the uniform mean.
     """
     weights = (scores - scores.amax(dim=-1, keepdim=True)).float().exp() * policy.float()
@@ -152,7 +152,7 @@ class Block(nn.Module):
 
 
 class Selector(nn.Module):
-    """Log-probabilities of keeping (0) and dropping (1) each patch, from itself and from the image's mean."""
+    """Log-probabilities of keeping (0) and dropping (1) each patch, from the patch and the mean over the image."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -197,20 +197,20 @@ class LavitTokenizer(nn.Module):
 
     @property
     def codebook(self) -> Float[Tensor, "k d"]:
-        """The codes; unit vectors when training began, not normalised since."""
+        """The codes. They were unit vectors when training began and have not been normalised since."""
         return self.quantizer["embedding"].weight
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
-        """The tower's patches, without its class token. Resized bicubic without antialiasing, as the reference does."""
+        """The tower's patch features, without the class token. Images are resized without antialiasing, as in the reference."""
         size = (self.config.image_size, self.config.image_size)
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size=size, mode="bicubic")
         return self.vision.raw(normalize_clip(images))[:, 1:]
 
     def merge(self, features: Float[Tensor, "b n d"], kept: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """All patches after the merger; only the kept ones go on.
+        """All patches after the merger. Only the kept ones are used further.
 
-        A patch attends to the kept ones up to itself and to itself, then to the dropped ones.
+        Each patch attends to itself and to the kept patches before it, then to the dropped patches.
         """
         source = self.vision.body.post_layernorm(features)
         positions = torch.arange(features.shape[1], device=features.device)
@@ -230,7 +230,7 @@ class LavitTokenizer(nn.Module):
     def encode(
         self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None
     ) -> tuple[Int[Tensor, "_"], ...]:
-        """One sequence of indices an image, of varying length. An image of which no patch is kept gets its likeliest one."""
+        """One sequence of indices per image, of varying length. If no patch is kept, the most probable one is."""
         features = self.features(images)
         scores = self.selector(features.float())
         kept = draw_kept(scores, generator)
@@ -239,7 +239,7 @@ class LavitTokenizer(nn.Module):
 
 
 def draw_kept(log_probs: Float[Tensor, "b n 2"], generator: torch.Generator | None = None) -> Bool[Tensor, "b n"]:
-    """A Gumbel draw a patch. At least one is kept, the likeliest: an image without tokens could not be decoded."""
+    """One Gumbel draw per patch. At least the most probable patch is kept, since an image needs a token to decode from."""
     generators = same_generators(len(log_probs), generator)
     uniform = torch.stack([torch.rand(log_probs.shape[1:], generator=one) for one in generators]).to(log_probs.device)
     noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
@@ -250,7 +250,7 @@ def draw_kept(log_probs: Float[Tensor, "b n 2"], generator: torch.Generator | No
 
 
 class AttentionPool(nn.Module):
-    """CLIP's pooling: the mean asks all tokens. Only that query is computed."""
+    """CLIP's attention pooling: the mean of the tokens is the only query."""
 
     def __init__(self, num_tokens: int, width: int, heads: int, out_width: int):
         super().__init__()
@@ -293,15 +293,15 @@ class LavitTokenDecoder(nn.Module):
     def forward(
         self, codes: tuple[Float[Tensor, "_ d"], ...]
     ) -> tuple[Float[Tensor, "b q e"], Float[Tensor, "b p"] | None]:
-        """One sequence of codes an image to cross-attention states, and the pooled ones of the high-resolution decoder.
+        """One sequence of codes per image to cross-attention states, and pooled states for the high-resolution decoder.
 
-        A code's position is its place among the kept ones, not its patch's.
+        A code's position is its rank among the kept patches, not the position of its patch.
         """
         lengths = torch.tensor([len(sequence) for sequence in codes], device=self.query_embeds.device)
         longest = int(lengths.max())
         if longest > self.config.num_queries or lengths.min() < 1:
             raise HybridTokenizerError(
-                f"sequences of {lengths.tolist()} codes; this decoder takes 1..{self.config.num_queries} an image"
+                f"sequences of {lengths.tolist()} codes; this decoder takes 1 to {self.config.num_queries} per image"
             )
         padded = nn.utils.rnn.pad_sequence([self.embed(sequence) for sequence in codes], batch_first=True)
         padded = padded + self.position_embeds[:, :longest]
@@ -318,7 +318,7 @@ class LavitTokenDecoder(nn.Module):
 def build_tokenizer(
     state: dict[str, Tensor], source: str, vision_heads: int = 16, merger_heads: int = 16
 ) -> LavitTokenizer:
-    """The tokenizer from `checkpoints.lavit.join_files` of its two files; the weights do not tell the heads."""
+    """The tokenizer from the joined state dict of its two files. The weights do not show the number of heads."""
     converted, sizes = encoder_to_model(state, source)
     config = LavitConfig(**sizes, vision_heads=vision_heads, merger_heads=merger_heads)
     return fill(lambda: LavitTokenizer(config), converted, source)
@@ -332,16 +332,16 @@ def build_token_decoder(state: dict[str, Tensor], source: str, heads: int = 16) 
 
 @dataclass(frozen=True)
 class LavitTokens:
-    """One sequence of indices an image, of varying length."""
+    """One sequence of indices per image, of varying length."""
 
     indices: tuple[Int[Tensor, "_"], ...]
 
 
 class LavitRow(nn.Module):
-    """LaVIT as a row: the dynamic tokenizer, a token decoder, and its diffusion model by DDIM from pure noise.
+    """LaVIT as a row: the dynamic tokenizer, a token decoder, and its diffusion model sampled by DDIM from pure noise.
 
-    null_states: what the low-resolution U-Net reads as no condition, zero-padded and masked; None is all zeros, which the
-    high-resolution one reads. Defaults are the authors' notebook's.
+    null_states: the null condition of the low-resolution U-Net, zero-padded and masked. None means all zeros, as the
+    high-resolution U-Net expects. The defaults are those of the authors' notebook.
     """
 
     def __init__(
@@ -359,7 +359,7 @@ class LavitRow(nn.Module):
         self.guidance_scale = guidance_scale
 
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> LavitTokens:
-        """The generator draws which patches are kept."""
+        """The generator decides which patches are kept."""
         check_range(images)
         return LavitTokens(self.tokenizer.encode(images.to(self.decoder.query_embeds.device).float(), generator))
 
@@ -381,7 +381,7 @@ class LavitRow(nn.Module):
         return resize_bicubic(decoded.float().clamp(-1, 1), size).clamp(-1, 1)
 
     def null_condition(self, condition: Condition) -> Condition:
-        """Shaped like the condition."""
+        """The null condition in the shape of `condition`."""
         states = torch.zeros_like(condition.states)
         if self.null_states is None:
             return Condition(states, condition.mask, torch.zeros_like(condition.pooled))
@@ -391,7 +391,7 @@ class LavitRow(nn.Module):
         return Condition(states, mask)
 
     def num_tokens(self, tokens: LavitTokens) -> Int[Tensor, "b"]:
-        """As many as patches were kept."""
+        """The number of kept patches."""
         return torch.tensor([len(indices) for indices in tokens.indices])
 
     def bits(self, tokens: LavitTokens) -> Float[Tensor, "b"]:
@@ -400,7 +400,7 @@ class LavitRow(nn.Module):
 
 
 def load_lavit_row(name: str, folder: Path, heads: int = 16) -> LavitRow:
-    """`lavit` (high resolution) or `lavit_lowres` from LaVIT's folder as its authors lay it out."""
+    """`lavit` (high resolution) or `lavit_lowres` from LaVIT's published folder."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     lowres = name.endswith("lowres")
@@ -422,7 +422,7 @@ def load_lavit_row(name: str, folder: Path, heads: int = 16) -> LavitRow:
 
 
 def read_null_states(path: Path) -> Float[Tensor, "n d"]:
-    """The stored states of no condition, one tensor."""
+    """The stored null condition, one tensor."""
     if not path.is_file():
         raise HybridTokenizerError(f"{path} does not exist; download LaVIT's pixel_decoding folder")
     stored = read_pickle(path)

@@ -1,4 +1,4 @@
-"""Open-MAGVIT2 (SEED-Voken): lookup-free quantization, one bit a channel. The original MAGVIT-v2 was never released."""
+"""Open-MAGVIT2 (SEED-Voken): lookup-free quantization, one bit per channel. The original MAGVIT-v2 was never released."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Magvit2Config:
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, what steers them in the decoder, and the step to the next."""
+    """The blocks of one resolution, the decoder's adaptive norm before them, and the change to the next resolution."""
 
     def __init__(self, layers: nn.ModuleList, resample: nn.Module | None, style: nn.Module | None = None):
         super().__init__()
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Group norm scaled by the codes' standard deviation over the grid and shifted by their mean, each through a layer."""
+    """Group norm. A linear layer on the codes' standard deviation gives its scale, another on their mean its shift."""
 
     def __init__(self, num_bits: int, channels: int):
         super().__init__()
@@ -86,7 +86,7 @@ class AdaptiveNorm(nn.Module):
 
 
 class DepthToSpace(nn.Module):
-    """Twice the side. The block's position is the slow part of the channels, unlike `nn.PixelShuffle`'s."""
+    """Doubles the side. The pixel's position is the slow part of the channels, unlike in `nn.PixelShuffle`."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -97,7 +97,7 @@ class DepthToSpace(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the lowest resolution up; the codes steer each level."""
+    """From the lowest resolution up. Each level has an adaptive norm on the codes."""
 
     def __init__(self, config: Magvit2Config):
         super().__init__()
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
 
 
 class Magvit2(nn.Module):
-    """Images to signs of features, and back."""
+    """Images to the signs of features, and back."""
 
     def __init__(self, config: Magvit2Config):
         super().__init__()
@@ -144,7 +144,7 @@ class Magvit2(nn.Module):
 
     @property
     def downsample_factor(self) -> int:
-        """Image pixels a token, along a side."""
+        """Image pixels per token, along a side."""
         return 2 ** (len(self.config.channels) - 1)
 
     @torch.no_grad()

@@ -11,10 +11,10 @@ NORM_EPS = 1e-6
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice; where widths differ a 1x1 convolution takes the input's place.
+    """GroupNorm, SiLU and 3x3 convolution, twice. Where widths differ, the shortcut is a 1x1 convolution.
 
     shortcut_of_output: MaskGIT's PyTorch port applies that convolution to the block's output and drops the input. Its
-    published weights are trained so.
+    published weights were trained this way.
     """
 
     def __init__(self, in_channels: int, out_channels: int, shortcut_of_output: bool = False):

@@ -1,4 +1,4 @@
-"""Denoising as the published pipelines of other tokenizers do it: from pure noise, by a scheduler of diffusers."""
+"""Sampling as in the published pipelines of other tokenizers: from pure noise, with a scheduler of diffusers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 SEED_RANGE = 2**62
 SCHEDULER_FILE = "scheduler_config.json"
 SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler")
-"""Those that published folders name."""
+"""The classes that published folders name."""
 
 
 class Condition(NamedTuple):
-    """What a U-Net reads: cross-attention states, which of them count, SDXL's pooled states, unCLIP's class labels."""
+    """Inputs of a U-Net: cross-attention states and their mask, SDXL's pooled states, unCLIP's class labels."""
 
     states: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"] | None = None
@@ -50,8 +50,8 @@ def sample(
 ) -> Float[Tensor, "b c h w"]:
     """Latents of `size` from pure noise under classifier-free guidance.
 
-    scheduler: of diffusers; a copy of it steps, since some keep a history. image_size: in pixels, which SDXL
-    reads beside its pooled states.
+    scheduler: of diffusers. It is copied, since some keep a history. image_size: in pixels; SDXL reads it beside its
+    pooled states.
     """
     device, dtype = condition.states.device, next(unet.parameters()).dtype
     scheduler = type(scheduler).from_config(scheduler.config)

@@ -1,4 +1,4 @@
-"""SEED (Ge et al. 2023) as published: v1, drawn by Stable Diffusion 1.4 from pure noise with PLMS, and SEED-2, by unCLIP."""
+"""SEED (Ge et al. 2023) as published: v1 decodes by Stable Diffusion 1.4 with PLMS from pure noise, SEED-2 by unCLIP."""
 
 import math
 from pathlib import Path
@@ -24,18 +24,18 @@ SEMANTIC_FOLDER = "semantic"
 
 
 class SemanticRow(nn.Module):
-    """32 tokens an image."""
+    """32 tokens per image."""
 
     native_size = None
     name: str
     semantic: SemanticTokenizer
 
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> Int[Tensor, "b n"]:
-        """Semantic indices; nothing is drawn."""
+        """Semantic indices. Deterministic: the generator is not used."""
         return self.semantic.encode(images.to(next(self.semantic.parameters()).device))
 
     def num_tokens(self, tokens: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
-        """32."""
+        """32 for each image."""
         return torch.full((len(tokens),), tokens.shape[1])
 
     def bits(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b"]:
@@ -48,7 +48,7 @@ class SemanticRow(nn.Module):
 
 
 class SeedRow(SemanticRow):
-    """SEED v1. Steps and guidance default to the authors'."""
+    """SEED v1. Steps and guidance default to the authors' values."""
 
     def __init__(
         self, name: str, semantic: SemanticTokenizer, diffusion: DiffusionDecoder, num_inference_steps: int = 50,
@@ -60,7 +60,7 @@ class SeedRow(SemanticRow):
         made, read = semantic.config.generation_width, diffusion.config.cross_attention_dim
         if made != read:
             raise HybridTokenizerError(
-                f"the tokenizer makes embeddings of width {made}, the U-Net reads width {read}; give Stable Diffusion 1.4"
+                f"the tokenizer makes embeddings of width {made}, the U-Net takes width {read}; give Stable Diffusion 1.4"
             )
         self.name = name
         self.semantic = semantic
@@ -90,7 +90,7 @@ class SeedRow(SemanticRow):
 
 
 class Seed2Row(SemanticRow):
-    """SEED-2: one image embedding an image, drawn by stable unCLIP. Steps and guidance default to the authors'."""
+    """SEED-2: one embedding per image, decoded by stable unCLIP. Steps and guidance default to the authors' values."""
 
     def __init__(
         self, name: str, semantic: SemanticTokenizer, unclip: UnclipDecoder, num_inference_steps: int = 20,
@@ -99,7 +99,7 @@ class Seed2Row(SemanticRow):
         super().__init__()
         if semantic.config.generation_width != unclip.embedding_width:
             raise HybridTokenizerError(
-                f"the tokenizer makes an embedding of width {semantic.config.generation_width}, the unCLIP model reads width "
+                f"the tokenizer makes an embedding of width {semantic.config.generation_width}, the unCLIP model takes width "
                 f"{unclip.embedding_width}; give stable-diffusion-2-1-unclip"
             )
         self.name, self.semantic, self.unclip = name, semantic, unclip
@@ -139,7 +139,7 @@ def load_seed_tokenizer(folder: Path, files: tuple[str, ...], wanted: str, heads
 def build_seed_tokenizer(
     states: list[dict[str, Tensor]], source: str, heads: HeadCounts, wanted: str = "seed1"
 ) -> SemanticTokenizer:
-    """The tokenizer of the family `wanted` from the states of its files, in any order that `blip2.join_files` joins."""
+    """The tokenizer of the family `wanted` from the state dicts of its files, in any order."""
     joined = blip2.join_files(states)
     variant = seed.check_variant(joined, wanted)
     state = seed.convert_seed(joined, variant)

@@ -1,6 +1,7 @@
 """TiTok: an image as a short sequence of tokens (Yu et al. 2024), of both generations.
 
-Legacy models put out a distribution over MaskGIT's codes, whose VQGAN decodes their mean; newer ones put out pixels.
+Legacy models predict a distribution over MaskGIT's codes, and MaskGIT's VQGAN decodes the mean code. Newer models predict
+pixels.
 """
 
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ from hybrid_tokenizer.quantizers import nearest_codes
 
 @dataclass
 class TiTokConfig:
-    """`grid` x `grid` patches of `patch_size`, `num_latents` tokens. `pixel_*`: MaskGIT's decoder of legacy models.
+    """`grid` x `grid` patches of `patch_size`, and `num_latents` tokens. `pixel_*`: MaskGIT's decoder in legacy models.
 
-    unit_codes: features and codes are normalised, for the lookup and for decoding.
+    unit_codes: features and codes are normalised, for lookup and decoding.
     """
 
     grid: int
@@ -60,12 +61,12 @@ class TiTokConfig:
 
     @property
     def image_size(self) -> int:
-        """The one side that the model takes and gives."""
+        """The side of the model's images."""
         return self.grid * self.patch_size
 
 
 def transformer(width: int, heads: int, layers: int) -> nn.ModuleList:
-    """Pre-norm blocks of CLIP's shape, GELU, 4 times as wide inside."""
+    """CLIP's pre-norm blocks: GELU, and an MLP 4 times as wide."""
     return nn.ModuleList(
         nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -75,7 +76,7 @@ def transformer(width: int, heads: int, layers: int) -> nn.ModuleList:
 
 
 class Encoder(nn.Module):
-    """Patches, a class token and the latent tokens through a transformer; the latent tokens go on."""
+    """A transformer over patches, a class token and latent tokens. Its outputs at the latent tokens are the features."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -109,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes and one mask token a patch through a transformer; the patches go on."""
+    """A transformer over codes and one mask token per patch. Its outputs at the mask tokens become the image."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -148,7 +149,7 @@ class Decoder(nn.Module):
 
 
 class PixelLevel(nn.Module):
-    """Blocks of one resolution, and the convolution behind doubling."""
+    """The blocks of one resolution, and the convolution after upsampling."""
 
     def __init__(self, layers: nn.ModuleList, resample: nn.Conv2d | None):
         super().__init__()
@@ -176,7 +177,7 @@ class PixelDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b 3 H W"]:
-        """The mean code under the logits' distribution, decoded."""
+        """The image of the mean code under the logits' distribution."""
         mean = torch.einsum("bkhw,kd->bdhw", logits.softmax(dim=1), self.embedding.weight)
         hidden = self.conv_in(mean)
         for block in self.middle:
@@ -190,7 +191,7 @@ class PixelDecoder(nn.Module):
 
 
 class TokenCodebook(nn.Module):
-    """The nearest code, of unit vectors where `unit_codes`."""
+    """The nearest code, among unit vectors with `unit_codes`."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -198,7 +199,7 @@ class TokenCodebook(nn.Module):
         self.unit_codes = config.unit_codes
 
     def place(self, vectors: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """Vectors where distances are taken."""
+        """Vectors in the space where distances are taken."""
         return F.normalize(vectors, dim=-1) if self.unit_codes else vectors
 
     def codes(self, indices: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
@@ -230,7 +231,7 @@ class TiTok(nn.Module):
 
     @property
     def downsample_factor(self) -> int:
-        """The one side that images may have is a multiple of this."""
+        """Image pixels per patch, along a side."""
         return self.config.patch_size
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
@@ -260,7 +261,7 @@ class TiTok(nn.Module):
 
 
 def read_settings(values: dict[str, Any], source: str) -> dict[str, bool]:
-    """What a TiTok `config.json` states and its weights do not show, as options of `build_titok`."""
+    """Options of `build_titok` that a TiTok `config.json` states and the weights do not show."""
     for name in ("model", "vq_model", "use_l2_norm"):
         if not isinstance(values, dict) or name not in values:
             return {}

@@ -1,4 +1,4 @@
-"""SEED-2's decoder: a stable unCLIP folder, whose U-Net reads one image embedding beside the states of the empty prompt."""
+"""SEED-2's decoder: stable unCLIP, whose U-Net takes one image embedding beside the states of the empty prompt."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 class UnclipDecoder(nn.Module):
     """What diffusers' `StableUnCLIPImg2ImgPipeline` computes from `image_embeds`, without its image encoder.
 
-    null_states: of the empty prompt, both for the condition and for guidance, which drops the image embedding to zeros.
+    null_states: of the empty prompt, for the condition and for guidance alike. Guidance sets the image embedding to zero.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class UnclipDecoder(nn.Module):
     def class_labels(
         self, image_embeds: Float[Tensor, "b d"], noise_level: int, generators: list[torch.Generator]
     ) -> Float[Tensor, "b w"]:
-        """The normalised embedding with noise of that level, which is not quite none at 0, and the level's own embedding."""
+        """The normalised embedding with noise of that level (not quite none at level 0), and the embedding of the level."""
         noise = torch.cat([torch.randn(1, self.embedding_width, generator=one) for one in generators]).to(image_embeds)
         levels = torch.full((len(image_embeds),), noise_level, device=image_embeds.device)
         noisy = self.noising_scheduler.add_noise(self.normalizer.scale(image_embeds), noise, levels)
@@ -56,10 +56,10 @@ class UnclipDecoder(nn.Module):
         guidance_scale: float = 10.0,
         noise_level: int = 0,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Images of the model's own size in [-1, 1]. One generator an image: first the embedding's noise, then the latents'."""
+        """Images of the model's own size in [-1, 1]. One generator per image draws the embedding's noise, then the latents'."""
         if image_embeds.shape[1] != self.embedding_width:
             raise HybridTokenizerError(
-                f"image_embeds are {image_embeds.shape[1]} wide, this unCLIP model reads {self.embedding_width}; use the one "
+                f"image_embeds are {image_embeds.shape[1]} wide, this unCLIP model takes {self.embedding_width}; use the model "
                 "that the tokenizer was trained for (stable-diffusion-2-1-unclip for SEED-2)"
             )
         labels = self.class_labels(image_embeds, noise_level, generators)
@@ -83,7 +83,7 @@ def load_unclip(folder: Path) -> UnclipDecoder:
     read, width = unet.config.projection_class_embeddings_input_dim, normalizer.config.embedding_dim
     if unet.config.class_embed_type != "projection" or read != 2 * width:
         raise HybridTokenizerError(
-            f"the U-Net in {folder} has class_embed_type={unet.config.class_embed_type!r} and reads {read} numbers, expected "
+            f"the U-Net in {folder} has class_embed_type={unet.config.class_embed_type!r} and takes {read} numbers, expected "
             f"'projection' and {2 * width}: it is no unCLIP model; use stable-diffusion-2-1-unclip"
         )
     return UnclipDecoder(

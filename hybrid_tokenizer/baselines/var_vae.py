@@ -1,4 +1,4 @@
-"""VAR's VQVAE: one residual over ten scales of one codebook (Tian et al. 2024, algorithms 1 and 2)."""
+"""VAR's VQVAE: a residual quantized at ten scales with one codebook (Tian et al. 2024, algorithms 1 and 2)."""
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ Size = tuple[int, int]
 
 
 class VarVae(Backbone):
-    """scales: (h, w) of each scale, coarse to fine; None takes the published ones of the image's grid.
+    """scales: (h, w) of each scale, coarse to fine. None: the published ones for the image's grid.
 
-    `residuals` are the convolutions that scales share; `residual_ratio` is their part in the mix with their input.
+    `residuals` are the convolutions that scales share; `residual_ratio` is their weight in the mix with their input.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class VarVae(Backbone):
         self.scales = scales
 
     def scale_sizes(self, grid: Size) -> list[Size]:
-        """The scales of an image of this grid; other grids than the published ones get 256 px's, in proportion."""
+        """The scales of an image with this grid. Unpublished grids get those of 256 px in proportion."""
         if self.scales is not None:
             if self.scales[-1] != grid:
                 raise HybridTokenizerError(
@@ -55,7 +55,7 @@ class VarVae(Backbone):
     def to_full_grid(
         self, codes: Float[Tensor, "b _ _ d"], scale: int, num_scales: int, grid: Size
     ) -> Float[Tensor, "b d h w"]:
-        """One scale's part of the sum: bicubic up, then mixed with the convolution that the scale shares."""
+        """One scale's term of the sum: upsampled bicubically, then mixed with its convolution."""
         planes = rearrange(codes, "b h w d -> b d h w")
         if tuple(planes.shape[-2:]) != grid:
             planes = F.interpolate(planes, size=grid, mode="bicubic")
@@ -80,7 +80,7 @@ class VarVae(Backbone):
         return rearrange(total, "b d h w -> b h w d"), tuple(grids)
 
     def sums(self, grids: tuple[Int[Tensor, "b _ _"], ...], grid: Size) -> list[Float[Tensor, "b h w d"]]:
-        """After each scale, the sum so far, from indices alone; `grids` may be the first few of them."""
+        """The partial sum after each scale, from indices alone. `grids` may be only the first few."""
         sizes = self.scale_sizes(grid)
         given = [tuple(indices.shape[1:]) for indices in grids]
         if given != sizes[: len(given)] or not given:
@@ -104,10 +104,10 @@ class VarVae(Backbone):
 
 
 def shared_residual(scale: int, num_scales: int, num_residuals: int) -> int:
-    """Which convolution a scale uses: the nearest of ticks spread over 0..1.
+    """The convolution that a scale uses: the nearest of ticks spread over 0..1.
 
-    The ticks of four lie at 1/12, ..., 11/12 and those of other numbers at the middles of equal parts: the reference's rule.
-    In float64 and the first on a tie, as there.
+    The reference puts four ticks at 1/12, ..., 11/12, and any other number at the middles of equal parts. As there, this is
+    computed in float64, and the first one wins a tie.
     """
     margin = 1 / (3 if num_residuals == 4 else 2) / num_residuals
     ticks = np.linspace(margin, 1 - margin, num_residuals)

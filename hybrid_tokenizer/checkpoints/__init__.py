@@ -1,1 +1,1 @@
-"""Weights in and out: safetensors and JSON of our own (`files`), and key maps of foreign checkpoints."""
+"""Weights in and out: our own files, published checkpoints, the hub, and key maps of other projects."""

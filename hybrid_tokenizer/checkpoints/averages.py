@@ -1,4 +1,4 @@
-"""Averaged copies of weights beside the raw ones, as latent-diffusion's `LitEma` stores them."""
+"""Averaged weights that are stored beside the raw ones, as by latent-diffusion's `LitEma`."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ COUNTERS = ("decay", "num_updates")
 
 
 def prefer_averages(state: dict[str, Tensor], source: str, ignored: tuple[str, ...] = ("loss.",)) -> dict[str, Tensor]:
-    """The state dict with each weight replaced by its average, where the file has averages; their copies are gone.
+    """The state dict with each weight replaced by its average, if the file has averages.
 
-    A copy is called `model_ema.` and the weight's name without its dots. `ignored` are prefixes of weights that nobody
-    reads; all others must have their copy, since a model of both kinds is neither.
+    An average is called `model_ema.` and the weight's name without dots. `ignored` are prefixes of weights that are not
+    loaded. Every other weight must have an average, because raw and averaged weights do not belong in one model.
     """
     averages = {key.removeprefix(AVERAGED): value for key, value in state.items() if key.startswith(AVERAGED)}
     weights = {key: value for key, value in state.items() if not key.startswith(AVERAGED)}

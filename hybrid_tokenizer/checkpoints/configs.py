@@ -27,7 +27,7 @@ UNREADABLE = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What the libraries raise for one and the same cause: a file that is cut off, altered, or not what its name says."""
+"""What libraries raise for a file that is cut off, altered, or not of the kind that its name says."""
 KINDS = {
     dict: "an object",
     list: "a list",
@@ -88,7 +88,7 @@ def typed(value: Any, hint: Any, name: str) -> Any:
 
 @contextmanager
 def one_line(source: str) -> Iterator[None]:
-    """What libraries raise inside, for sizes that do not go together, as one line that names the file."""
+    """Turn what libraries raise inside, for sizes that do not fit together, into one line that names the file."""
     try:
         yield
     except HybridTokenizerError:

@@ -74,7 +74,7 @@ def read_shards(index: Path) -> dict[str, Tensor]:
 
 def is_file_name(name: Any) -> bool:
     """Whether this names a file of the same folder."""
-    return isinstance(name, str) and name == Path(name).name
+    return isinstance(name, str) and name not in ("", "..") and name == Path(name).name
 
 
 def rename_attention(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Foreign key names to ours: one table of prefixes, total, with every drop written down."""
+"""Names of a foreign state dict to ours, by a table of prefixes that must cover every key."""
 
 import re
 
@@ -17,7 +17,7 @@ def rule_of(key: str, table: Table) -> str | None:
 
 
 def rename_keys(state_dict: dict[str, Tensor], table: Table, source: str) -> dict[str, Tensor]:
-    """Rename by the longest fitting rule; a None target drops the entry on purpose. A key without a rule raises.
+    """Rename every key by the longest rule that fits it. A target of None drops the entry; a key without a rule raises.
 
     `source` names the checkpoint in the error.
     """
@@ -36,7 +36,7 @@ def rename_keys(state_dict: dict[str, Tensor], table: Table, source: str) -> dic
 
 
 def dropped_keys(state_dict: dict[str, Tensor], table: Table) -> list[str]:
-    """The keys that `table` drops on purpose, sorted."""
+    """The keys that `table` drops, sorted."""
     return sorted(key for key in state_dict if (rule := rule_of(key, table)) is not None and table[rule] is None)
 
 

@@ -135,5 +135,5 @@ def test_other_models_are_refused(folder, tmp_path):
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     (tmp_path / "unet").rename(tmp_path / "plain")
     (tmp_path / "unet").symlink_to(folder / "unet")
-    with pytest.raises(HybridTokenizerError, match="names no scheduler"):
+    with pytest.raises(HybridTokenizerError, match="names the class 'UNet2DModel', expected one of DDIMScheduler"):
         load_unclip(tmp_path)

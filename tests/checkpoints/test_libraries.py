@@ -70,6 +70,7 @@ def test_weights_that_diffusers_would_take(folder, change, message):
     [
         None, [], {}, {"weight_map": None}, {"weight_map": {}}, {"weight_map": {KEY: 3}}, {"weight_map": {KEY: None}},
         {"weight_map": {KEY: "../other.safetensors"}}, {"weight_map": {KEY: "/etc/passwd"}}, {"weight_map": {KEY: ""}},
+        {"weight_map": {KEY: ".."}},
     ],
 )  # fmt: skip
 def test_an_index_without_a_map_of_names_to_files(folder, index):

@@ -25,7 +25,7 @@ def test_files_become_a_row(name, tmp_path, monkeypatch):
     assert row["ok"] and row["n"] == 2 and row["image_size"] == 64
     assert row["num_tokens"] == (64 if name == "titok_bl64" else 16)
     assert row["bits"] == row["num_tokens"] * math.log2(BASELINES[name].codebook_size)
-    assert row["bytes"] > 4 * row["parameters"] and row["peak_memory_bytes"] > row["bytes"]
+    assert row["bytes"] > 4 * row["parameters"]
 
 
 def test_files_that_lack_a_key_make_no_row(tmp_path, monkeypatch):

@@ -9,8 +9,12 @@ from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.verification.speed.alternatives import PlainPipeline
-from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
-from hybrid_tokenizer.verification.speed.rows import Bench, decode_bf16, decode_contest, run_rows, to_markdown
+from hybrid_tokenizer.verification.speed.bench import Bench
+from hybrid_tokenizer.verification.speed.coding import decode_bf16, decode_contest
+from hybrid_tokenizer.verification.speed.config import GPU_ROWS, BenchmarkConfig
+from hybrid_tokenizer.verification.speed.rows import BUILDERS, report, run_rows
+from hybrid_tokenizer.verification.speed.running import peak_memory
+from hybrid_tokenizer.verification.speed.sd15 import count_flops, share_of_limit
 from hybrid_tokenizer.verification.speed.timing import Contest, Timed, measure
 
 FORM = {"name", "ours", "alternative", "unit", "ratio", "max_output_difference"}
@@ -81,14 +85,56 @@ def test_rows_have_the_form_that_others_read():
     bench = Bench(config, torch.device("cpu"))
     assert bench.images.shape == (2, 3, 32, 32)
     bench.__dict__["tokenizer"] = small_hybrid()
-    from hybrid_tokenizer.verification.speed import rows as module
-
-    rows = [module.BUILDERS[name](bench) for name in config.rows]
+    rows = [BUILDERS[name](bench) for name in config.rows]
     assert [row["name"] for row in rows] == config.rows
     for row in rows:
         assert set(row) > FORM and row["ratio"] > 0 and row["max_output_difference"] < 1e-4
     json.dumps(rows, allow_nan=False)
-    assert to_markdown(rows).count("\n| decode") == 3
+    lines = report(rows).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == config.rows
+    assert lines[0].split("|")[1:-1] == [cell for cell in lines[0].split("|")[1:-1] if cell.strip()]
+    assert lines[-1].startswith("- decode_batch8_vs_1: HybridTokenizer.decode, batch 2; against ")
+
+
+def test_the_search_is_measured_with_8_steps_whatever_the_presets_default_is(monkeypatch):
+    bench = Bench(BenchmarkConfig(image_size=32, batch_size=2, repeats=1), torch.device("cpu"))
+    bench.__dict__["tokenizer"] = tokenizer = small_hybrid(start="ddim_inversion")
+    assert tokenizer.search_steps == 0
+    steps = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda images, **options: steps.append(options) or encode(images, **options)
+    )
+    row = BUILDERS["encode_search"](bench)
+    assert sorted(options["search_steps"] for options in steps) == [0, 8] and row["search_steps"] == 8
+    assert row["ours_is"] == "HybridTokenizer.encode with 8 steps of search, batch 2"
+
+
+@pytest.mark.parametrize("name", GPU_ROWS)
+def test_the_rows_of_the_papers_sizes_run_with_narrow_layers(name):
+    config = BenchmarkConfig(
+        rows=[name], image_size=128, batch_size=1, repeats=1, num_inference_steps=5, strength=0.4, reduced=True
+    )
+    (row,) = run_rows(config, torch.device("cpu"), lambda line: None)
+    assert set(row) > FORM and row["name"] == name and row["reduced"] and row["dtype"] == "bfloat16"
+    assert row["model"] == "sd15 reduced (random weights)" and row["tflop_per_image"] > 1e-5
+    assert row["max_output_difference"] < (0.5 if name == "sd15_encode" else 0.1)  # bf16 rounds
+    report([row])
+
+
+def test_operations_are_counted_and_set_a_limit():
+    weight = torch.ones(3, 5)
+    assert count_flops(lambda: torch.ones(2, 3) @ weight) == 2 * 2 * 3 * 5
+    rate = {"ours": 20.0, "unit": "images/s"}
+    assert share_of_limit(rate, "NVIDIA H100 80GB HBM3", int(8e12)) == {
+        "limit_images_per_second": 100.0, "share_of_limit": 0.2
+    }  # fmt: skip
+    assert share_of_limit({"ours": 0.05, "unit": "s"}, "NVIDIA H200", int(8e12))["share_of_limit"] == pytest.approx(0.2)
+    assert share_of_limit(rate, "another device", 1) == {}
+
+
+def test_the_memory_of_an_evaluation_is_of_its_own_process():
+    assert 1e8 < peak_memory(2) < 4e9
 
 
 def test_the_harness_measures_as_scikit_image_does():

@@ -1,1 +1,1 @@
-"""Maps from foreign state-dict keys to ours, one file per publisher."""
+"""Maps from the state-dict keys of other projects to ours, one file per publisher."""

@@ -9,8 +9,6 @@ from hybrid_tokenizer.checkpoints.keys.taming import backbone_table, body_sizes,
 from hybrid_tokenizer.checkpoints.rename import Table, count_layers, rename_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
 
-WRAPPERS = ("ema", "model", "state_dict")
-"""What a file may nest its weights under, the first found counts: the reference's order."""
 DROPPED: Table = {"quantize.codebook_used": None}
 MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
 

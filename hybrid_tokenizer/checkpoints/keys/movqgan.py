@@ -13,7 +13,7 @@ DROPPED: Table = {
     **TAMING_DROPPED,
     **{f"ema_{part}.": None for part in ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")},
 }
-"""Beside the losses, averaged copies of each part: the reference's inference path ignores them."""
+"""Losses, and averaged weights of each part, which the reference ignores at inference."""
 
 
 def movqgan_to_guide(

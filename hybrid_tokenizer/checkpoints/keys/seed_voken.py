@@ -1,5 +1,7 @@
-"""Open-MAGVIT2 and IBQ (both of SEED-Voken) to this package's names. Averaged weights are preferred where there are any:
-the reference evaluates with them."""
+"""Open-MAGVIT2 and IBQ (both of SEED-Voken) to this package's names.
+
+Averaged weights replace the raw ones where a file has them, because the reference evaluates with them.
+"""
 
 from typing import Any
 

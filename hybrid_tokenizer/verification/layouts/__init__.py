@@ -1,1 +1,1 @@
-"""The public layouts of the baselines at full size: files of random weights in them, loaded and measured as a user would."""
+"""The baselines' published file layouts at full size: random weights are written, loaded and measured as by a user."""

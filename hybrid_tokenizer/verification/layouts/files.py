@@ -1,4 +1,4 @@
-"""Files of random weights in the published form of each baseline: names, nesting, prefixes, averages, surplus keys."""
+"""Writes random weights in each baseline's published layout: names, nesting, prefixes, averages, surplus keys."""
 
 import math
 from pathlib import Path
@@ -22,12 +22,12 @@ EVA_SURPLUS: Layout = {
 
 
 def names() -> list[str]:
-    """The baselines that files can be made of."""
+    """The baselines whose files can be made."""
     return [*PUBLISHED, *KANDINSKY, "seed"]
 
 
 def make_files(name: str, folder: Path, seed_layout: Layout) -> None:
-    """All files of `name` below `folder`, as its publishers lay them out. `seed_layout`: names and shapes of SEED v1."""
+    """Write all files of `name` below `folder` as they were published. `seed_layout`: names and shapes of SEED v1."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if name == "seed":
@@ -50,7 +50,7 @@ def make_files(name: str, folder: Path, seed_layout: Layout) -> None:
 
 
 def random_state(layout: Layout, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Weights that keep the variance of what they read, norms that change nothing, counters at 1."""
+    """Weights that preserve the variance of their input, norms that change nothing, counters at 1."""
     state = {}
     for key, shape in layout.items():
         if len(shape) < 2:
@@ -87,7 +87,7 @@ def make_seed(folder: Path, layout: Layout) -> None:
 
 
 def make_stable_diffusion(folder: Path) -> None:
-    """U-Net, VAE, scheduler, text encoder and tokenizer; the tokenizer's vocabulary alone is short."""
+    """U-Net, VAE, scheduler, text encoder and tokenizer. Only the tokenizer's vocabulary is shorter than the published one."""
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

@@ -1,6 +1,6 @@
-"""Names and shapes of published checkpoint files, written out from the specifications; the fixtures check the writing.
+"""Names and shapes of the weights in published checkpoint files, checked against the fixtures.
 
-Sizes are arguments, so one function gives a fixture's layout and the published one.
+Sizes are arguments, so one function gives both a fixture's layout and the published one.
 """
 
 Layout = dict[str, tuple[int, ...]]
@@ -19,7 +19,7 @@ def linear(name: str, out: int, inner: int) -> Layout:
 
 
 def norm(name: str, width: int, condition: int | None = None) -> Layout:
-    """Of a group norm, or with `condition` channels MoVQ's spatial one."""
+    """A group norm, or MoVQ's spatial norm with `condition` channels."""
     if condition is None:
         return affine(name, width)
     return affine(f"{name}.norm_layer", width) | {
@@ -52,7 +52,7 @@ def backbone(
     fused: bool = False, kernel: int = 1, middle: tuple[str, ...] = ("block_1", "attn_1", "block_2"),
     level_names: tuple[str, str] = ("down", "up"), block: str = "block", low_first: bool = False,
 ) -> Layout:  # fmt: skip
-    """taming's encoder, decoder and the convolutions around the codebook; VAR and LlamaGen by their own names."""
+    """taming's encoder, decoder and convolutions around the codebook. VAR and LlamaGen have other names for them."""
     count, condition = len(widths), dim if spatial else None
     layout: Layout = {}
     for half, levels, per_level, cond in (
@@ -197,7 +197,7 @@ def titok(
 
 
 def with_averages(layout: Layout) -> Layout:
-    """What Lightning stores of a model with `LitEma` and a loss with weights of its own."""
+    """The layout as Lightning stores it with `LitEma` averages and a loss that has weights."""
     loss = {"loss.discriminator.main.0.weight": (64, 3, 4, 4)}
     both = layout | loss
     copies = {"model_ema." + key.replace(".", ""): shape for key, shape in both.items()}
@@ -240,6 +240,6 @@ PUBLISHED: dict[str, Layout] = {
     "titok_sl256": titok(16, 16, 256, (512, 8), (1024, 24), 8192, 64),
 }
 KANDINSKY = ("movq_kandinsky2", "movq_kandinsky3")
-"""In diffusers' form, which its own classes write."""
+"""Their folders are in diffusers' form, and diffusers writes them."""
 PARAMETERS = {"movq_67m": 67.8, "movq_102m": 101.6, "movq_270m": 270.7}
-"""Millions, as the specification has counted them."""
+"""Millions of parameters in the published files."""

@@ -1,4 +1,4 @@
-"""A full-size baseline from its files to a row of a table: what it weighs, how long it loads, how much memory it takes."""
+"""Load a full-size baseline from its files and measure a row: parameters, loading time, memory."""
 
 import resource
 import time
@@ -18,7 +18,7 @@ NUM_INFERENCE_STEPS = 2
 def fill_row(name: str, folder: Path, image_size: int) -> dict[str, Any]:
     """Load `name` from `folder` through the registry and evaluate it on two built-in photographs.
 
-    Call it in a process of its own: `peak_memory_bytes` is of the whole process.
+    Call it in a fresh process, because `peak_memory_bytes` counts the whole process.
     """
     images = EvalImages.from_samples(image_size, max_images=2, progress=False)
     metrics = [metric for metric in default_metrics() if metric.least_side <= image_size]

@@ -1,6 +1,7 @@
-"""Parity with the reference implementations, on fixtures: which kinds there are, how near is near enough, and the rows.
+"""Parity with the reference implementations on fixtures: the kinds of fixtures, their tolerances, and the comparison.
 
-A fixture is `NAME_a.safetensors` (`state.*` the reference's weights, `in.*`, `out.*`) beside `NAME_a.json` (its sizes).
+A fixture is `NAME_a.safetensors`, which holds the reference's weights (`state.*`), inputs (`in.*`) and outputs (`out.*`), and
+`NAME_a.json` with its sizes.
 """
 
 from hybrid_tokenizer.verification.parity.compare import Report, Row, check_fixture, check_folder, kind_of

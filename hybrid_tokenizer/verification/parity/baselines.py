@@ -1,4 +1,4 @@
-"""Kinds of the systems that tables compare with. Their training is not this package's, so training tensors are left out."""
+"""The baselines' kinds. This package does not train baselines, so their training tensors are left out."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ FIXTURE = "fixture"
 
 
 def channel_first(grid: Tensor) -> Tensor:
-    """The references' layout."""
+    """To the layout of the references."""
     return rearrange(grid, "b h w d -> b d h w")
 
 
 def backbone_tensors(model: Backbone, inputs: State) -> State:
-    """Of any codebook in VQGAN's backbone."""
+    """The tensors of a VQGAN backbone with any codebook."""
     features = model.features(inputs["image"])
     codes, indices = model.quantizer.lookup(features)
     return {
@@ -77,7 +77,7 @@ def produce_var(state: State, inputs: State, config: dict[str, Any]) -> State:
 
 
 def next_scale_inputs(model: VarVae, grids: tuple[Tensor, ...]) -> Tensor:
-    """What VAR's transformer reads when it predicts each scale but the first: the sum so far at that scale's size."""
+    """The input of VAR's transformer for each scale after the first: the partial sum, resized to that scale."""
     sizes = [tuple(indices.shape[1:]) for indices in grids]
     sums = model.sums(grids, sizes[-1])[:-1]
     resized = [
@@ -125,7 +125,7 @@ def produce_titok(state: State, inputs: State, config: dict[str, Any]) -> State:
 
 @torch.no_grad()
 def produce_lavit(state: State, inputs: State, config: dict[str, Any]) -> State:
-    """`lavit_tokenizer`: everything behind the fixture's own draw of kept patches, and both token decoders."""
+    """`lavit_tokenizer`: everything after the fixture's selection of patches, and both token decoders."""
 
     def below(prefix: str) -> State:
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

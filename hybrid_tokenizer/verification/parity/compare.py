@@ -1,4 +1,4 @@
-"""A folder of fixtures to rows: every `out.*` tensor against what this package computes."""
+"""Compare every `out.*` tensor of a folder of fixtures with what this package computes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from hybrid_tokenizer.verification.parity.tolerances import may_be_absent, toler
 
 @dataclass
 class Row:
-    """One tensor of one fixture. `difference` is None where there is none to take; `note` then says why."""
+    """One tensor of one fixture. If `difference` is None, `note` says why."""
 
     fixture: str
     kind: str
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass
 class Report:
-    """All rows, and the fixtures whose kind this package does not check."""
+    """All rows, and the fixtures of kinds that this package does not check."""
 
     rows: list[Row] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
@@ -68,12 +68,12 @@ class Report:
 
 
 def kind_of(path: Path) -> str:
-    """The file name without its `_a`-like ending."""
+    """The file name without an ending like `_a`."""
     return path.stem if path.stem in KINDS else path.stem.rpartition("_")[0] or path.stem
 
 
 def compare(fixture: str, kind: str, tensor: str, expected: Tensor, produced: Tensor | None) -> Row:
-    """One row. Shapes must agree, integers exactly; anything not finite is a mismatch."""
+    """One row. Shapes and integers must be equal, and a value that is not finite is a mismatch."""
     integer = not expected.is_floating_point()
     tolerance = tolerance_of(kind, tensor)
     largest = 0.0 if integer else tolerance.largest
@@ -100,7 +100,7 @@ def compare(fixture: str, kind: str, tensor: str, expected: Tensor, produced: Te
 def read_fixture(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors of a fixture by part (`state`, `in`, `out`), floats in fp32, and its `config`.
 
-    `size_overrides`, where the description has them beside the reference's own config, become a part of it.
+    `size_overrides` that stand beside the reference's own config become part of it.
     """
     parts: dict[str, dict[str, Tensor]] = {"state": {}, "in": {}, "out": {}}
     for key, value in load_tensors(path).items():
@@ -118,7 +118,7 @@ def read_fixture(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
 
 
 def check_fixture(path: Path) -> list[Row]:
-    """The rows of one fixture, whose kind must be known. A fixture that cannot be computed is a mismatch throughout."""
+    """The rows of one fixture of a known kind. If it cannot be computed, every row is a mismatch."""
     kind = kind_of(path)
     parts, config = read_fixture(path)
     produce = produce_function(kind)
@@ -140,7 +140,7 @@ def check_fixture(path: Path) -> list[Row]:
 
 
 def check_folder(folder: Path, kinds: Sequence[str] | None = None) -> Report:
-    """Every fixture of a folder, or those of `kinds`. Raises for an unknown kind and where there is nothing to check."""
+    """Check every fixture of a folder, or those of `kinds`. Raises on an unknown kind and when nothing was checked."""
     if not folder.is_dir():
         raise HybridTokenizerError(f"{folder} is not a folder; give the folder that holds the fixtures (*.safetensors)")
     for kind in kinds or ():

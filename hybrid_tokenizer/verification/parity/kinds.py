@@ -1,9 +1,9 @@
 """Kind of fixture -> the function that computes its tensors with this package.
 
-Each family is a module with a table `KINDS: dict[kind, function]`, imported when one of its kinds is asked for. A function
-takes `(state, inputs, config)`: the `state.*` and `in.*` tensors without their prefix (floats in fp32) and the fixture's
-`config`; it returns the tensors it made, by the names below `out.`. It goes through the package's own modules and converters
-and takes every size from `config` or from the weights' shapes.
+Each family is a module with a table `KINDS: dict[kind, function]`, imported when one of its kinds is needed. A function takes
+`(state, inputs, config)`: the `state.*` and `in.*` tensors without their prefix (floats in fp32) and the fixture's `config`.
+It returns its tensors under their names below `out.`. It uses the package's own modules and converters, and reads every size
+from `config` or from the shapes of the weights.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ KINDS = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
 
 
 def produce_function(kind: str) -> Produce:
-    """The function of one kind; raises for a kind that is not in the table."""
+    """The function of a kind. Raises if the table does not have it."""
     if kind not in KINDS:
         raise HybridTokenizerError(f"unknown kind {kind!r}; known kinds: {', '.join(sorted(KINDS))}")
     return import_module(KINDS[kind]).KINDS[kind]

@@ -25,12 +25,12 @@ Sizes = dict[str, Any]
 
 
 def below(state: State, prefix: str) -> State:
-    """The part of a state dict below `prefix`, without it."""
+    """The entries of a state dict below `prefix`, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_part(module: nn.Module, converted: State, prefix: str) -> None:
-    """Load strictly what lies below `prefix`, and evaluate."""
+    """Load the entries below `prefix` strictly; evaluation mode."""
     load_strict(module, below(converted, prefix), f"fixture, {prefix}*")
     module.eval()
 
@@ -56,7 +56,7 @@ def encoder_config(sizes: Sizes, **others: Any) -> SemanticConfig:
 
 
 def tokenizer_config(sizes: Sizes, state: State, head: str, variant: str, **others: Any) -> SemanticConfig:
-    """A whole tokenizer; the depth of the reverse Q-Former and the MLP's widths are read off the weights."""
+    """A whole tokenizer. The depth of the reverse Q-Former and the MLP's widths come from the weights."""
     down = sorted(key for key in state if key.startswith("image_down."))
     return encoder_config(
         sizes,
@@ -160,7 +160,7 @@ def seed1(state: State, inputs: State, sizes: Sizes) -> State:
 
 
 def seed2(state: State, inputs: State, sizes: Sizes) -> State:
-    """SEED-2, image to one generation embedding; the flavour is told by the keys."""
+    """SEED-2, image to one generation embedding. The keys show which variant it is."""
     variant = seed.detect_variant(state)
     config = tokenizer_config(
         sizes,
@@ -187,7 +187,7 @@ def seed2(state: State, inputs: State, sizes: Sizes) -> State:
 
 
 def gradients(loss: Tensor, parameters: dict[str, nn.Parameter], keys: State, table: Table) -> State:
-    """Gradients by the reference's names: those of its keys that `table` gives to one of `parameters`."""
+    """Gradients under the reference's names, for the keys that `table` maps to one of `parameters`."""
     grads = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
     ours = {name: grad for name, grad in zip(parameters, grads, strict=True) if grad is not None}
     named = {}
@@ -200,7 +200,7 @@ def gradients(loss: Tensor, parameters: dict[str, nn.Parameter], keys: State, ta
 
 
 def stage1(state: State, inputs: State, sizes: Sizes) -> State:
-    """Eq. 6, its literal form, and the gradients with gathered features as constants and without."""
+    """Eq. 6, its literal form, and its gradients with gathered features as constants and as variables."""
     config = encoder_config(sizes)
     heads = ContrastiveHeads(
         ContrastiveConfig.matching(

@@ -1,4 +1,4 @@
-"""The one table of tolerances, and of the tensors that a kind may leave out."""
+"""Tolerances, and the tensors that a kind may leave out."""
 
 import re
 from typing import NamedTuple

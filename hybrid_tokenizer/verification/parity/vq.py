@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 
 
 def load_tokenizer(state: State, converted: tuple[State, dict[str, Any]], config: dict[str, Any]) -> GuideTokenizer:
-    """Branch I with the fixture's weights; the sizes come from the weights and are held against the fixture's config."""
+    """Branch I with the fixture's weights. Its sizes come from the weights and are compared with the fixture's config."""
     weights, sizes = converted
     body = config["ddconfig"]
     quantizer = dict(sizes["quantizer"])

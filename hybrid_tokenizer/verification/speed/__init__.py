@@ -1,1 +1,1 @@
-"""Timings of this package against what a user would write without it."""
+"""Timings of this package against the code that a user would write without it."""

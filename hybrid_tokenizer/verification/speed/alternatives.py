@@ -1,6 +1,6 @@
-"""The honest alternatives: what a user of diffusers, transformers, PyTorch and scikit-image writes by hand.
+"""The alternatives: what a user of diffusers, transformers, PyTorch and scikit-image would write.
 
-They read the same weights, in copies with the libraries' own memory layout, so that outputs can be compared.
+They use copies of the same weights in the libraries' own memory layout, so outputs can be compared.
 """
 
 import copy
@@ -24,7 +24,7 @@ from hybrid_tokenizer.perceptual import EfficientNetDistance
 
 
 class PlainPipeline:
-    """The three branches called one after the other, with diffusers' own schedulers driven by hand."""
+    """The three branches called one after another, with diffusers' schedulers stepped in a loop."""
 
     def __init__(self, tokenizer: HybridTokenizer):
         self.guide, self.semantic, self.diffusion = (
@@ -37,7 +37,7 @@ class PlainPipeline:
     def encode_one(
         self, image: Float[Tensor, "1 3 h w"]
     ) -> tuple[Int[Tensor, "1 32"], tuple[Int[Tensor, "1 _ _"], ...]]:
-        """SEED's structure in plain transformers calls, and the guide's in plain diffusers calls and torch.cdist."""
+        """SEED's tokenizer in plain transformers calls, and the guide's in plain diffusers calls and torch.cdist."""
         semantic, guide = self.semantic, self.guide
         side = semantic.config.image_size
         pixels = F.interpolate(image, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
@@ -134,7 +134,7 @@ def nearest(features: Float[Tensor, "b ... d"], codes: Float[Tensor, "k d"]) -> 
 def train_guide_plainly(
     model: GuideTokenizer, stream: Dataset, steps: int, batch_size: int, learning_rate: float, bf16: bool
 ) -> tuple[float, float]:
-    """A single-process PyTorch loop of eq. 5 and the VQ loss: (seconds from the first step's loss to the last's, first loss)."""
+    """A single-process PyTorch loop on eq. 5 and the VQ loss: (seconds from the first loss to the last, first loss)."""
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     draws = range(steps * batch_size)
@@ -190,7 +190,7 @@ def all_measures(
     lite2: EfficientNetDistance,
     lite0: EfficientNetDistance,
 ) -> dict[str, float]:
-    """The table's measures of one pair, scikit-image where it has them."""
+    """The main table's measures of one pair, from scikit-image where it has them."""
     levels = [levels_of(x) for x in (reference, reconstruction)]
     unit = [x[None] / 255 for x in levels]
     signed = [x[None] / 127.5 - 1 for x in levels]

@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py can be told."""
+"""The options of the benchmark."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,8 @@ class BenchmarkConfig:
     """`rows: null` is all that the machine can run; `data_root: null` is the built-in photographs.
 
     `num_threads: null` leaves torch's own choice. `compile` runs our networks of the encode and decode rows (our
-    U-Net of the sd15 rows) through torch.compile, whose time is not counted.
+    U-Net of the sd15 rows) through torch.compile, whose time is not counted. `reduced` gives the sd15 rows narrow layers
+    and small images, so that they also run on a CPU: it checks that they work, and its times say nothing.
     """
 
     output: str = "benchmarks/results/benchmark.json"
@@ -42,6 +43,7 @@ class BenchmarkConfig:
     num_threads: int | None = None
     device: str | None = None
     compile: bool = False
+    reduced: bool = False
 
     def __post_init__(self) -> None:
         known = (*ROWS, *GPU_ROWS)

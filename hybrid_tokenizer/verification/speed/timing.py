@@ -1,4 +1,4 @@
-"""Interleaved repeats and their medians: what else the machine does hits both sides alike."""
+"""Medians of interleaved repeats, so that other load on the machine affects both sides equally."""
 
 import statistics
 import time
@@ -15,9 +15,9 @@ class Contest:
 
     Args:
         ours, alternative: run once and return the result, which `difference` compares.
-        amount: images, steps, ... in one run. 0 measures seconds a run instead of a rate.
+        amount: images or steps in one run, for a rate. 0 measures the seconds of a run instead.
         difference: largest difference between the two results, in the results' own unit.
-        notes: what each side is, and anything else that belongs beside the numbers.
+        notes: what each side is, and other facts for the row.
     """
 
     name: str
@@ -31,16 +31,16 @@ class Contest:
 
 @dataclass(frozen=True)
 class Timed:
-    """A result that says itself how long its run took, for runs whose start and end are not to be counted."""
+    """A result that brings its own duration, for runs whose start-up and end do not count."""
 
     seconds: float
     result: Any
 
 
 def measure(contest: Contest, repeats: int, device: torch.device, warm_up: int = 0) -> dict[str, Any]:
-    """The row of a contest. `ratio` above 1 says that ours is faster, whatever the unit.
+    """The row of a contest. A `ratio` above 1 means that ours is faster, whatever the unit.
 
-    The order within a pair alternates, so that neither side always runs on the cache or clock that the other left.
+    The order within a pair alternates, so that neither side always profits from the cache or clock that the other left.
     """
     sides = {"ours": contest.ours, "alternative": contest.alternative}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
