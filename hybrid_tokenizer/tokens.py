@@ -2,42 +2,67 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hybrid_tokenizer.checkpoints.configs import UNREADABLE
 from hybrid_tokenizer.checkpoints.files import save_tensors
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, check_size, check_whole, first_line, shown
 
 NUM_SEMANTIC_TOKENS = 32
 FILE_FORMAT = "hybrid_tokens"
-FILE_VERSION = "1"
+FILE_VERSION, FIRST_VERSION = "2", "1"
+HASH_PREFIX = "v2:"
+"""Before hashes of weights and configuration. Hashes without it are of weights and four settings (files of version 1)."""
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+MOST_IDS = 2**31
+"""Of a language model's vocabulary."""
 
 
 class TokenSource(NamedTuple):
-    """The tokenizer that indices belong to: its name for people, the hash of its weights for the comparison."""
+    """The tokenizer that indices belong to: its name for people, its hash for the comparison."""
 
     name: str
     hash: str
 
+    @property
+    def digest(self) -> str:
+        """The first digits of the hash, without its version."""
+        return self.hash.removeprefix(HASH_PREFIX)[:12]
+
     def __str__(self) -> str:
-        return f"{self.name!r} ({self.hash[:12]})"
+        return f"{self.name!r} ({self.digest})"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HybridTokens:
-    """Tokens of a batch of images of one size.
+    """Tokens of a batch of images of one size. Equality compares indices and image size, not the source.
 
-    `guide_indices` runs coarse to fine; a single-size guide is a tuple of one grid. Indices are codebook positions from
-    0, kept as int64. `image_size` is (height, width) of the images. `source` names the tokenizer; tokens without one
-    (built by hand) are decoded by anybody whose codebooks hold them. Equality compares indices and image size, not the
-    source.
+    Args:
+        semantic_indices: of shape (b, 32), positions in the semantic codebook from 0. Kept as int64.
+        guide_indices: grids of shape (b, h, w), coarse to fine, positions in the guide codebook from 0. A guide of one
+            size is a tuple of one grid. Kept as int64.
+        image_size: (height, width) of the images.
+        source: the tokenizer that made them. Tokens without one (built by hand) are decoded by every tokenizer whose
+            codebooks hold them.
+
+    Raises:
+        HybridTokenizerError: shapes, dtypes or sizes that do not go together.
+
+    Example:
+        >>> tokens = tokenizer.encode(["cat.jpg", "dog.jpg"])
+        >>> tokens.save("pets.safetensors")
+        >>> HybridTokens.load("pets.safetensors")[0]
+        HybridTokens(1 image of 256x256: 32 semantic + 4 + 16 + 64 + 256 guide tokens, made by 'tiny' (0123456789ab))
     """
 
     semantic_indices: Int[Tensor, "b 32"]
@@ -46,11 +71,15 @@ class HybridTokens:
     source: TokenSource | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.guide_indices, (tuple, list)):
+            raise HybridTokenizerError(
+                f"guide_indices is a {type(self.guide_indices).__name__}, expected a tuple of grids (b, h, w), coarse to fine"
+            )
         grids = tuple(self.guide_indices)
         _check_indices("semantic_indices", self.semantic_indices, 2)
         if self.semantic_indices.shape[1] != NUM_SEMANTIC_TOKENS:
             raise HybridTokenizerError(
-                f"semantic_indices has {self.semantic_indices.shape[1]} tokens an image, expected "
+                f"semantic_indices has {self.semantic_indices.shape[1]} tokens per image, expected "
                 f"{NUM_SEMANTIC_TOKENS}; pass the whole output of SemanticTokenizer.encode"
             )
         if not grids:
@@ -63,17 +92,24 @@ class HybridTokens:
                     f"{self.semantic_indices.shape[0]}; they must be of the same batch"
                 )
         areas = [grid.shape[1] * grid.shape[2] for grid in grids]
+        if not all(areas):
+            raise HybridTokenizerError(
+                f"guide grids have {areas} tokens, expected at least 1 each; leave empty grids out"
+            )
         if areas != sorted(areas):
             raise HybridTokenizerError(f"guide grids have {areas} tokens, expected coarse to fine; reverse the tuple")
-        height, width = self.image_size
-        if height < 1 or width < 1:
-            raise HybridTokenizerError(
-                f"image_size={self.image_size} must be (height, width) in pixels, both at least 1"
-            )
+        image_size = check_size("image_size", self.image_size)
         # One dtype, so that tokens of a file (int32) equal those of memory and index any embedding.
         object.__setattr__(self, "semantic_indices", self.semantic_indices.long())
         object.__setattr__(self, "guide_indices", tuple(grid.long() for grid in grids))
-        object.__setattr__(self, "image_size", (int(height), int(width)))
+        object.__setattr__(self, "image_size", image_size)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        images = f"{len(self)} image{'' if len(self) == 1 else 's'} of {height}x{width}"
+        guide = " + ".join(str(h * w) for h, w in self.grid_shapes)
+        made = "" if self.source is None else f", made by {self.source}"
+        return f"HybridTokens({images}: {NUM_SEMANTIC_TOKENS} semantic + {guide} guide tokens{made})"
 
     def __len__(self) -> int:
         return self.semantic_indices.shape[0]
@@ -104,7 +140,11 @@ class HybridTokens:
 
     @classmethod
     def cat(cls, parts: Sequence["HybridTokens"]) -> "HybridTokens":
-        """The images of several batches as one. Sizes, grids and source must agree."""
+        """The images of several batches as one.
+
+        Raises:
+            HybridTokenizerError: no batch, or batches of several image sizes, grids or tokenizers.
+        """
         if not parts:
             raise HybridTokenizerError("there are no tokens to concatenate; pass at least one HybridTokens")
         first = parts[0]
@@ -112,7 +152,7 @@ class HybridTokens:
             for what in ("image_size", "grid_shapes", "source"):
                 if getattr(other, what) != getattr(first, what):
                     raise HybridTokenizerError(
-                        f"can not concatenate tokens of {what} {getattr(first, what)} and {getattr(other, what)}; "
+                        f"cannot concatenate tokens of {what} {getattr(first, what)} and {getattr(other, what)}; "
                         "keep them in separate batches"
                     )
         return replace(
@@ -122,6 +162,28 @@ class HybridTokens:
                 torch.cat(grids) for grids in zip(*(part.guide_indices for part in parts), strict=True)
             ),
         )
+
+    @classmethod
+    def mix(cls, *, semantic_of: "HybridTokens", guide_of: "HybridTokens") -> "HybridTokens":
+        """The semantic tokens of one batch with the guide of another, image by image.
+
+        Args:
+            semantic_of: gives the semantic indices.
+            guide_of: gives the guide indices and the image size.
+
+        Raises:
+            HybridTokenizerError: batches of different lengths, or of different tokenizers.
+
+        Example:
+            >>> tokenizer.decode(HybridTokens.mix(semantic_of=cats, guide_of=dogs))
+        """
+        if len(semantic_of) != len(guide_of):
+            raise HybridTokenizerError(
+                f"semantic_of has {len(semantic_of)} images and guide_of {len(guide_of)}; give equally many"
+            )
+        check_source(semantic_of.source, guide_of.source)
+        indices = semantic_of.semantic_indices.to(guide_of.device)
+        return replace(guide_of, semantic_indices=indices, source=guide_of.source or semantic_of.source)
 
     def to(self, device: torch.device | str) -> "HybridTokens":
         """The same tokens on another device."""
@@ -143,16 +205,16 @@ class HybridTokens:
 
     @property
     def num_guide_tokens(self) -> int:
-        """Guide tokens an image, all grids together."""
+        """Guide tokens per image, all grids together."""
         return sum(h * w for h, w in self.grid_shapes)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens an image: 32 semantic ones and the guide's."""
+        """Tokens per image: 32 semantic ones and the guide's."""
         return NUM_SEMANTIC_TOKENS + self.num_guide_tokens
 
     def bits(self, semantic_codebook_size: int, guide_codebook_size: int) -> float:
-        """Bits an image under a uniform code: every token costs log2 of its codebook's size."""
+        """Bits per image under a uniform code: every token costs log2 of its codebook's size."""
         return NUM_SEMANTIC_TOKENS * math.log2(semantic_codebook_size) + self.num_guide_tokens * math.log2(
             guide_codebook_size
         )
@@ -164,7 +226,7 @@ class HybridTokens:
             _check_codes(f"guide_indices[{i}]", grid, guide_codebook_size)
 
     def to_token_ids(self, vocabulary: "HybridVocabulary") -> Int[Tensor, "b n"]:
-        """One LLM sequence an image, `<img> semantic(32) guide(n) </img>`; see HybridVocabulary."""
+        """One LLM sequence per image, `<img> semantic(32) guide(n) </img>`; see HybridVocabulary."""
         return vocabulary.to_token_ids(self)
 
     @classmethod
@@ -173,11 +235,15 @@ class HybridTokens:
         return vocabulary.from_token_ids(token_ids)
 
     def save(self, path: str | Path) -> None:
-        """To one safetensors file, atomically, with the tokenizer's name and hash in its metadata."""
+        """To one safetensors file, atomically, with the tokenizer's name and hash in its metadata.
+
+        Tokens of a file of version 1 are written as one again: their hash cannot be compared with today's.
+        """
+        first = self.source is not None and not self.source.hash.startswith(HASH_PREFIX)
         tensors = {f"guide_indices.{i}": grid.int() for i, grid in enumerate(self.guide_indices)}
         metadata = {
             "format": FILE_FORMAT,
-            "version": FILE_VERSION,
+            "version": FIRST_VERSION if first else FILE_VERSION,
             "image_height": str(self.image_size[0]),
             "image_width": str(self.image_size[1]),
         }
@@ -187,7 +253,11 @@ class HybridTokens:
 
     @classmethod
     def load(cls, path: str | Path) -> "HybridTokens":
-        """From a file that `save` wrote, on the CPU."""
+        """From a file that `save` wrote, on the CPU.
+
+        Raises:
+            HybridTokenizerError: the file is missing, damaged, of another kind, or not written by `save`.
+        """
         path = Path(path)
         if not path.is_file():
             raise HybridTokenizerError(f"token file {path} does not exist; write one with HybridTokens.save")
@@ -195,36 +265,58 @@ class HybridTokens:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
+        except (SafetensorError, *UNREADABLE) as error:
             raise HybridTokenizerError(
-                f"token file {path} is damaged or incomplete ({error}); write it again"
+                f"token file {path} is damaged or incomplete ({first_line(error)}); write it again"
             ) from None
-        if metadata.get("format") != FILE_FORMAT or metadata.get("version") != FILE_VERSION:
+        version = metadata.get("version")
+        if metadata.get("format") != FILE_FORMAT or version not in (FILE_VERSION, FIRST_VERSION):
             raise HybridTokenizerError(
-                f"{path} says format {metadata.get('format')!r} version {metadata.get('version')!r}, expected "
-                f"{FILE_FORMAT!r} {FILE_VERSION!r}; give a file that HybridTokens.save of this version wrote"
+                f"{path} says format {shown(metadata.get('format'))} version {shown(version)}, expected "
+                f"{FILE_FORMAT!r} {FIRST_VERSION!r} or {FILE_VERSION!r}; give a file that HybridTokens.save wrote"
             )
-        grids = [tensors.get(f"guide_indices.{i}") for i in range(len(tensors) - 1)]
-        needed = ("image_height", "image_width")
-        if "semantic_indices" not in tensors or None in grids or not all(key in metadata for key in needed):
-            raise HybridTokenizerError(f"token file {path} lacks tensors or its image size; write it again")
-        source = TokenSource(metadata["tokenizer"], metadata["tokenizer_hash"]) if "tokenizer" in metadata else None
-        return cls(
-            semantic_indices=tensors["semantic_indices"],
-            guide_indices=tuple(grid for grid in grids if grid is not None),
-            image_size=(int(metadata["image_height"]), int(metadata["image_width"])),
-            source=source,
-        )
+        names = ["semantic_indices", *(f"guide_indices.{i}" for i in range(len(tensors) - 1))]
+        if set(names) != set(tensors) or len(names) < 2:
+            raise HybridTokenizerError(
+                f"token file {path} holds {shown(sorted(tensors))}, expected semantic_indices, guide_indices.0 and so on; "
+                "write it again"
+            )
+        try:
+            tokens = cls(
+                semantic_indices=tensors["semantic_indices"],
+                guide_indices=tuple(tensors[name] for name in names[1:]),
+                image_size=(_stored_side(metadata, "image_height"), _stored_side(metadata, "image_width")),
+                source=_stored_source(metadata, version),
+            )
+            tokens.check_codebooks(MOST_IDS, MOST_IDS)
+        except HybridTokenizerError as error:
+            raise HybridTokenizerError(f"token file {path}: {error}") from None
+        return tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HybridVocabulary:
-    """Where a tokenizer's codes sit in the vocabulary of a language model.
+    """Where a tokenizer's codes sit in the vocabulary of a language model. `HybridTokenizer.vocabulary` makes one.
 
     Text ids 0..text_vocab_size-1 stay as they are; then come `<img>`, `</img>`, the semantic codes and the guide codes.
     An image is the sequence `<img> semantic(32) guide(n) </img>`, semantic first, grids coarse to fine, each in raster
-    order. A sequence may hold the first grids only (a nested guide's prefix): its length tells how many. `grid_shapes`
-    and `image_size` say which images the sequences stand for, since ids alone do not.
+    order. A sequence may hold the first grids only (a nested guide's prefix): its length tells how many.
+
+    Args:
+        semantic_codebook_size: how many semantic codes there are.
+        guide_codebook_size: how many guide codes there are.
+        grid_shapes: (h, w) of every guide grid, coarse to fine. Ids alone do not say them.
+        image_size: (height, width) of the images that sequences stand for.
+        text_vocab_size: how many text ids come first.
+        source: the tokenizer that the codes belong to.
+
+    Raises:
+        HybridTokenizerError: a number that is none, or outside its range.
+
+    Example:
+        >>> vocabulary = tokenizer.vocabulary(text_vocab_size=32000)
+        >>> ids = tokenizer.encode("cat.jpg").to_token_ids(vocabulary)
+        >>> tokenizer.decode(ids, vocabulary=vocabulary)
     """
 
     semantic_codebook_size: int
@@ -235,19 +327,28 @@ class HybridVocabulary:
     source: TokenSource | None = None
 
     def __post_init__(self) -> None:
-        if self.semantic_codebook_size < 1 or self.guide_codebook_size < 1:
+        for name, least in (("semantic_codebook_size", 1), ("guide_codebook_size", 1), ("text_vocab_size", 0)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), least, MOST_IDS))
+        if not isinstance(self.grid_shapes, (tuple, list)) or not self.grid_shapes:
             raise HybridTokenizerError(
-                f"codebook sizes {self.semantic_codebook_size} (semantic) and {self.guide_codebook_size} (guide) "
-                "must be at least 1"
+                f"grid_shapes is {shown(self.grid_shapes)}, expected (h, w) of every guide grid, coarse to fine"
             )
-        if self.text_vocab_size < 0:
+        shapes = tuple(check_size("a grid of grid_shapes", shape) for shape in self.grid_shapes)
+        object.__setattr__(self, "grid_shapes", shapes)
+        object.__setattr__(self, "image_size", check_size("image_size", self.image_size))
+        if self.size > MOST_IDS:
             raise HybridTokenizerError(
-                f"text_vocab_size={self.text_vocab_size} must be 0 or more: the number of text ids to keep"
+                f"the vocabulary has {self.size} ids, expected at most {MOST_IDS}; use fewer text ids"
             )
-        if not self.grid_shapes or min(min(shape) for shape in self.grid_shapes) < 1:
-            raise HybridTokenizerError(
-                f"grid_shapes={self.grid_shapes} must hold (h, w) of every guide grid, all at least 1"
-            )
+
+    def __repr__(self) -> str:
+        text = f"text 0..{self.text_vocab_size - 1}, " if self.text_vocab_size else ""
+        height, width = self.image_size
+        return (
+            f"HybridVocabulary({text}<img> {self.begin_id}, </img> {self.end_id}, semantic {self.semantic_offset}.."
+            f"{self.guide_offset - 1}, guide {self.guide_offset}..{self.size - 1}; "
+            f"{' or '.join(map(str, self.sequence_lengths))} ids per {height}x{width} image)"
+        )
 
     @property
     def begin_id(self) -> int:
@@ -276,12 +377,16 @@ class HybridVocabulary:
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
-        """Ids an image with the first 1, 2, ... grids; the last is the whole image."""
+        """Ids per image with the first 1, 2, ... grids; the last is the whole image."""
         guide = itertools.accumulate(h * w for h, w in self.grid_shapes)
         return tuple(2 + NUM_SEMANTIC_TOKENS + n for n in guide)
 
     def to_token_ids(self, tokens: HybridTokens) -> Int[Tensor, "b n"]:
-        """Indices to ids. The tokens' grids must be this vocabulary's, or its first few."""
+        """Indices to ids, of shape (b, n). The tokens' grids must be this vocabulary's, or its first few.
+
+        Raises:
+            HybridTokenizerError: tokens of another image size, of other grids, or of another tokenizer.
+        """
         if tokens.grid_shapes != self.grid_shapes[: len(tokens.grid_shapes)]:
             raise HybridTokenizerError(
                 f"tokens have guide grids {tokens.grid_shapes}, this vocabulary is for {self.grid_shapes}; "
@@ -298,13 +403,16 @@ class HybridVocabulary:
         guide = [grid.flatten(1) + self.guide_offset for grid in tokens.guide_indices]
         return torch.cat([boundary, tokens.semantic_indices + self.semantic_offset, *guide, boundary + 1], dim=1)
 
-    def from_token_ids(self, token_ids: Int[Tensor, "b n"]) -> HybridTokens:
-        """Ids to indices, exactly. A wrong length, a missing boundary or a misplaced id raises with its position."""
-        if token_ids.ndim != 2:
-            raise HybridTokenizerError(
-                f"token_ids has shape {tuple(token_ids.shape)}, expected (images, ids); add a batch axis"
-            )
-        token_ids = token_ids.long()
+    def from_token_ids(self, token_ids: Int[Tensor, "b n"] | Int[np.ndarray, "b n"] | Sequence[Any]) -> HybridTokens:
+        """Ids to indices, exactly.
+
+        Args:
+            token_ids: one sequence per image; lists of whole numbers will do, and one sequence alone is a batch of one.
+
+        Raises:
+            HybridTokenizerError: a wrong length, a missing boundary or a misplaced id, with its position.
+        """
+        token_ids = _as_ids(token_ids)
         if token_ids.shape[1] not in self.sequence_lengths:
             raise HybridTokenizerError(
                 f"a sequence has {token_ids.shape[1]} ids, expected {' or '.join(map(str, self.sequence_lengths))} "
@@ -339,18 +447,76 @@ class HybridVocabulary:
             )
 
 
-def check_source(tokens_source: TokenSource | None, reader_source: TokenSource | None) -> None:
-    """Raise when both sides name a tokenizer and the hashes differ."""
-    if tokens_source is not None and reader_source is not None and tokens_source.hash != reader_source.hash:
+def check_source(
+    tokens_source: TokenSource | None,
+    reader_source: TokenSource | None,
+    first_hash: Callable[[], str] | None = None,
+) -> None:
+    """Raise when both sides name a tokenizer and the hashes differ.
+
+    Args:
+        first_hash: makes the reader's hash as files of version 1 hold it. It is called for tokens of such a file alone.
+    """
+    if tokens_source is None or reader_source is None or tokens_source.hash == reader_source.hash:
+        return
+    first = [not source.hash.startswith(HASH_PREFIX) for source in (tokens_source, reader_source)]
+    if first == [True, False]:
+        if first_hash is None:
+            raise HybridTokenizerError(
+                f"these tokens of {tokens_source} are of a file of version {FIRST_VERSION}, whose hash only their tokenizer can "
+                "check; pass them through HybridTokenizer.adopt first"
+            )
+        if first_hash() == tokens_source.hash:
+            return
+    raise HybridTokenizerError(
+        f"these tokens were made by tokenizer {tokens_source}, not by {reader_source}; "
+        "load the tokenizer that made them, or encode the images again"
+    )
+
+
+def _stored_side(metadata: Mapping[str, str], name: str) -> int:
+    text = metadata.get(name)
+    if text is None or not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise HybridTokenizerError(f"{name} is {shown(text)}, expected a number of pixels; write it again")
+    return int(text)
+
+
+def _stored_source(metadata: Mapping[str, str], version: str) -> TokenSource | None:
+    name, digest = metadata.get("tokenizer"), metadata.get("tokenizer_hash")
+    if name is None and digest is None:
+        return None
+    prefix = HASH_PREFIX if version == FILE_VERSION else ""
+    if name is None or digest is None or not re.fullmatch(f"{prefix}[0-9a-f]{{64}}", digest):
         raise HybridTokenizerError(
-            f"these tokens were made by tokenizer {tokens_source}, not by {reader_source}; "
-            "load the tokenizer that made them, or encode the images again"
+            f"tokenizer is {shown(name)} and tokenizer_hash {shown(digest)}, expected a name and a sha256; write it again"
         )
+    return TokenSource(name, digest)
 
 
-def _check_indices(name: str, indices: Tensor, ndim: int) -> None:
-    if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8) or indices.ndim != ndim:
-        layout = "(b, 32)" if ndim == 2 else "(b, h, w)"
+def _as_ids(token_ids: Any) -> Int[Tensor, "b n"]:
+    """Ids of any kind as int64, one row per image."""
+    if not isinstance(token_ids, Tensor):
+        try:
+            token_ids = torch.as_tensor(token_ids)
+        except (ValueError, TypeError, RuntimeError, OverflowError):
+            raise HybridTokenizerError(
+                f"token_ids is {shown(token_ids)}, expected whole numbers, equally many per image"
+            ) from None
+    token_ids = token_ids[None] if token_ids.ndim == 1 else token_ids
+    if token_ids.ndim != 2 or token_ids.dtype not in INTEGERS:
+        raise HybridTokenizerError(
+            f"token_ids is {token_ids.dtype} of shape {tuple(token_ids.shape)}, expected integers of shape (images, ids)"
+        )
+    return token_ids.long()
+
+
+def _check_indices(name: str, indices: Any, ndim: int) -> None:
+    layout = "(b, 32)" if ndim == 2 else "(b, h, w)"
+    if not isinstance(indices, Tensor):
+        raise HybridTokenizerError(
+            f"{name} is a {type(indices).__name__}, expected a tensor of integers of shape {layout}"
+        )
+    if indices.dtype not in INTEGERS or indices.ndim != ndim:
         raise HybridTokenizerError(
             f"{name} is {indices.dtype} of shape {tuple(indices.shape)}, expected integers of shape {layout}"
         )

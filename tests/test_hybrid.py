@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from hybrid_tokenizer.checkpoints.files import read_json
 from hybrid_tokenizer.diffusion.scheduler import Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.hybrid import INDEX_NAME, PRESETS, HybridTokenizer, decoded_losses, image_generators
+from hybrid_tokenizer.hybrid import HybridTokenizer, decoded_losses, image_generators
 from hybrid_tokenizer.perceptual import EfficientNetDistance
+from hybrid_tokenizer.presets import INDEX_NAME, PRESETS
 from hybrid_tokenizer.protocol import ImageTokenizer
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens

@@ -6,18 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hybrid_tokenizer.data import sample_photographs
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_ten_lines_run(tmp_path, monkeypatch):
+def test_the_lines_of_code_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    sample_photographs()["cat"].save("cat.jpg")
     (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     names: dict = {}
     exec(snippet, names)
     assert names["tokens"].semantic_indices.shape == (1, 32)
-    assert names["restored"].shape == (1, 3, 256, 256)
-    assert (tmp_path / "cat.png").stat().st_size > 10_000
+    assert names["ids"].shape == (1, 2 + 32 + 340)
+    assert (tmp_path / "cat_restored.png").stat().st_size > 10_000
+
+
+def test_the_page_stays_short():
+    assert len(README.encode()) < 9 * 1024
 
 
 def test_floors_hold():

@@ -2,14 +2,18 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypedDict, Unpack
 
 from hybrid_tokenizer.checkpoints.configs import from_json
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, check_number, check_whole, shown
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # 1000 steps would call the model at timestep 1000, one past the last it was trained on.
 VALID_NUM_INFERENCE_STEPS = tuple(n for n in range(1, 1000) if 1000 % n == 0)
+MOST_GUIDANCE = 100
+"""Far above any use: 7.5 is Stable Diffusion's habit."""
+MOST_ITERATIONS = 100
 
 STARTS = ("ddim_inversion", "add_noise", "linear_estimate")
 SAMPLERS = ("ddim", "lcm")
@@ -105,31 +109,23 @@ class DecodeOptions:
             raise HybridTokenizerError(f"start is {self.start!r}, expected one of {', '.join(STARTS)}")
         if self.sampler not in SAMPLERS:
             raise HybridTokenizerError(f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
-        if self.sampler == "lcm" and (self.start != "add_noise" or self.eta):
-            raise HybridTokenizerError(
-                f"sampler 'lcm' does not go with start {self.start!r} and eta {self.eta}: it cannot be inverted and draws "
-                "its own noise; use start='add_noise' and eta=0"
-            )
-        if not 0 <= self.strength <= 1:
-            raise HybridTokenizerError(
-                f"strength is {self.strength}, expected 0 to 1 (0 keeps the guide, 1 forgets most of it); try 0.6"
-            )
+        check_number("strength", self.strength, 0, 1, " (0 keeps the guide, 1 forgets most of it); try 0.6")
         check_num_inference_steps(self.num_inference_steps)
-        if not 0 <= self.guidance_scale < float("inf"):
-            raise HybridTokenizerError(
-                f"guidance_scale is {self.guidance_scale}, expected a number of at least 0; use 1 for no guidance"
-            )
-        if not 0 <= self.eta <= 1:
-            raise HybridTokenizerError(f"eta is {self.eta}, expected 0 to 1; use 0 for deterministic steps")
+        check_number("guidance_scale", self.guidance_scale, 0, MOST_GUIDANCE, "; use 1 for no guidance")
+        check_number("eta", self.eta, 0, 1, "; use 0 for deterministic steps")
         if self.inversion_condition not in INVERSION_CONDITIONS:
             renamed = "; what 'guide' did is start='linear_estimate' now" if self.inversion_condition == "guide" else ""
             raise HybridTokenizerError(
                 f"inversion_condition is {self.inversion_condition!r}, expected one of "
                 f"{', '.join(INVERSION_CONDITIONS)}{renamed}"
             )
-        if self.num_fixed_point_iterations < 0:
+        check_whole(
+            "num_fixed_point_iterations", self.num_fixed_point_iterations, 0, MOST_ITERATIONS, "; use 0 for none"
+        )
+        if self.sampler == "lcm" and (self.start != "add_noise" or self.eta):
             raise HybridTokenizerError(
-                f"num_fixed_point_iterations is {self.num_fixed_point_iterations}, expected at least 0; use 0 for none"
+                f"sampler 'lcm' does not go with start {self.start!r} and eta {self.eta}: it cannot be inverted and draws "
+                "its own noise; use start='add_noise' and eta=0"
             )
 
     @property
@@ -143,7 +139,7 @@ class DecodeOptions:
         if unknown := sorted(set(options) - set(kinds)):
             raise HybridTokenizerError(f"unknown decode options {', '.join(unknown)}; use some of {', '.join(kinds)}")
         given = {
-            name: float(value) if kinds[name] is float else value
+            name: float(value) if kinds[name] is float and type(value) is int else value
             for name, value in options.items()
             if value is not None
         }
@@ -267,15 +263,19 @@ class DiffusionConfig:
         return cls()
 
 
-def check_num_inference_steps(num_inference_steps: int) -> None:
+def check_num_inference_steps(num_inference_steps: Any) -> None:
     """Raise unless the steps divide the 1000 trained timesteps: otherwise the two directions use different levels."""
-    if isinstance(num_inference_steps, int) and num_inference_steps in VALID_NUM_INFERENCE_STEPS:
+    if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
+        raise HybridTokenizerError(
+            f"num_inference_steps is {shown(num_inference_steps)}, expected a whole number that divides 1000; try 20"
+        )
+    if num_inference_steps in VALID_NUM_INFERENCE_STEPS:
         return
     below = max((n for n in VALID_NUM_INFERENCE_STEPS if n < num_inference_steps), default=None)
     above = min((n for n in VALID_NUM_INFERENCE_STEPS if n > num_inference_steps), default=None)
     nearest = " or ".join(str(n) for n in (below, above) if n is not None)
     raise HybridTokenizerError(
-        f"num_inference_steps is {num_inference_steps}, expected a divisor of 1000 below it; the nearest is {nearest}"
+        f"num_inference_steps is {shown(num_inference_steps)}, expected a divisor of 1000 below it; the nearest is {nearest}"
     )
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, read_config, save_tensors, write_json
 from hybrid_tokenizer.checkpoints.libraries import load_diffusers_model
-from hybrid_tokenizer.devices import compile_in_place
+from hybrid_tokenizer.devices import compile_in_place, count_parameters
 from hybrid_tokenizer.diffusion.attention import remembered_conditions
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DecodeOverrides, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import (
@@ -43,7 +43,7 @@ from hybrid_tokenizer.diffusion.pretrained import (
 from hybrid_tokenizer.diffusion.sampling import batch_conditions, combine
 from hybrid_tokenizer.diffusion.scheduler import Schedule, read_prediction_type, save_scheduler
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import in_chunks, resize_bicubic
+from hybrid_tokenizer.images import check_computed, in_chunks, resize_bicubic
 
 TILE_ABOVE = 1024  # pixels per side; above it the VAE's activations outgrow a common GPU
 Generators = torch.Generator | list[torch.Generator] | None
@@ -65,8 +65,17 @@ class DiffusionDecoder(nn.Module):
         self.schedule = Schedule(config.prediction_type)
         self.register_buffer("null_condition", torch.zeros(1, config.num_condition_tokens, config.cross_attention_dim))
 
+    def __repr__(self) -> str:
+        defaults = self.config.decode_defaults
+        return (
+            f"DiffusionDecoder({type(self.unet).__name__} and {type(self.vae).__name__}, {self.config.prediction_type}; "
+            f"start={defaults.start!r}, strength={defaults.strength:g} of {defaults.num_inference_steps} steps; "
+            f"{count_parameters(self)})"
+        )
+
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.null_condition.device
 
     def set_null_condition(self, null_condition: Float[Tensor, "1 n d"]) -> None:
@@ -211,7 +220,7 @@ class DiffusionDecoder(nn.Module):
             # Without embeddings both halves of guidance would be the same call.
             guided = generation_embeds is not None and chosen.guidance_scale != 1
             latents = self._denoise(plan, latents, predictor(condition, null if guided else None))
-            return self.decode_latents(latents, decode_chunk_size).clamp(-1, 1)
+            return check_computed(self.decode_latents(latents, decode_chunk_size), "diffusion").clamp(-1, 1)
 
     def _plan(
         self,

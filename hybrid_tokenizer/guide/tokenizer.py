@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component, read_config, save_component
 from hybrid_tokenizer.dct import CosineScale, LinearPath
+from hybrid_tokenizer.devices import count_parameters
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.guide.losses import recon_losses
 from hybrid_tokenizer.guide.refiner import Refiner
 from hybrid_tokenizer.guide.search import CodeGrids, GuideLosses, search_codes
-from hybrid_tokenizer.images import full_resolution_chunk, in_chunks, resize_area
+from hybrid_tokenizer.images import check_computed, full_resolution_chunk, in_chunks, resize_area
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
 SEARCHED_AT_ONCE = 16
@@ -107,6 +108,15 @@ class GuideTokenizer(nn.Module):
                 CosineScale(config.quantizer.codebook_dim, config.upsample_factor, factor) for factor in factors
             )
 
+    def __repr__(self) -> str:
+        config = self.config
+        side = config.image_size
+        grids = " + ".join(f"{height}x{width}" for height, width in self.guide_scale_sizes((side, side)))
+        return (
+            f"GuideTokenizer({side} px to {grids} tokens of {self.codebook_size} codes, to a guide of {config.guide_size} px; "
+            f"{count_parameters(self)})"
+        )
+
     @property
     def downsample_factor(self) -> int:
         """Image pixels a token, along a side."""
@@ -126,6 +136,11 @@ class GuideTokenizer(nn.Module):
     def last_weight(self) -> Float[Tensor, "..."]:
         """Of the last trained convolution: where VQGAN's adaptive weight compares gradients."""
         return self.decoder.conv_out.weight if self.refiner is None else self.refiner.last.weight
+
+    def decoding_modules(self) -> list[nn.Module]:
+        """What makes guide images of codes. In fp16 they need fp32: the embedded preset's activations reach 130,000."""
+        modules = [self.post_quant_conv, self.decoder, self.refiner, self.linear_path]
+        return [module for module in modules if module is not None]
 
     def num_tokens(self, guide_indices: Sequence[Int[Tensor, "b _ _"]]) -> int:
         """Tokens an image."""
@@ -179,7 +194,8 @@ class GuideTokenizer(nn.Module):
             )
         self.check_scales(guide_scales)
         chunk = full_resolution_chunk(images.device, (images.shape[-2], images.shape[-1]))
-        return self.nearest_codes(in_chunks(self.features, images, chunk).float(), guide_scales)
+        features = in_chunks(self.features, images, chunk).float()
+        return self.nearest_codes(check_computed(features, "guide"), guide_scales)
 
     @torch.no_grad()
     def search(
@@ -201,7 +217,7 @@ class GuideTokenizer(nn.Module):
         found = []
         for first in range(0, len(images), chunk):
             rows = slice(first, first + chunk)
-            features = self.features(images[rows]).float()
+            features = check_computed(self.features(images[rows]).float(), "guide")
             found.append(search_codes(self, features, losses_for(rows), steps, guide_scales))
         return tuple(torch.cat(grids) for grids in zip(*found, strict=True))
 

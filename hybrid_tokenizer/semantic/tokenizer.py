@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.configs import from_json
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component, read_config, save_component
+from hybrid_tokenizer.devices import count_parameters
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import check_range, normalize_clip, resize_bicubic
+from hybrid_tokenizer.images import check_computed, check_range, normalize_clip, resize_bicubic
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.semantic.modules import DecoderStack, GenerationHead, QFormer, VisionEncoder, task_layer
@@ -47,6 +48,13 @@ class SemanticTokenizer(nn.Module):
         self.decode_task = task_layer(code_dim, code_dim, config.width)
         self.cosine = DecoderStack(config) if config.cosine_stack else None
         self.generation = GenerationHead(config)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"SemanticTokenizer({config.variant}: {config.image_size} px to {self.num_queries} tokens of {self.codebook_size} "
+            f"codes, to embeddings of {config.num_generation_embeds} x {config.generation_width}; {count_parameters(self)})"
+        )
 
     @property
     def codebook_size(self) -> int:
@@ -96,7 +104,7 @@ class SemanticTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
         """Semantic indices, 0..codebook_size-1. The codebook never moves here; dropout is off in eval mode only."""
-        return self.quantizer.lookup(self.encode_task(self.causal_embeds(images)))[1]
+        return self.quantizer.lookup(check_computed(self.encode_task(self.causal_embeds(images)), "semantic"))[1]
 
     @torch.no_grad()
     def decode(self, semantic_indices: Int[Tensor, "b n"]) -> Float[Tensor, "b m g"]:

@@ -11,7 +11,7 @@ from tiny_diffusion import make_decoder
 from hybrid_tokenizer.checkpoints.files import read_json
 from hybrid_tokenizer.diffusion import DecodeOptions, DecodeOverrides, DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.hybrid import PRESETS
+from hybrid_tokenizer.presets import PRESETS
 
 
 def test_every_option_can_be_overridden_and_nothing_else():

@@ -382,8 +382,8 @@ def test_tiny_round_trips_shapes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 1.5}, r"strength is 1.5, expected 0 to 1"),
-        ({"strength": -0.1}, r"strength is -0.1, expected 0 to 1"),
+        ({"strength": 1.5}, r"strength is 1.5, expected a number from 0 to 1"),
+        ({"strength": -0.1}, r"strength is -0.1, expected a number from 0 to 1"),
         ({"strength": float("nan")}, r"strength is nan"),
         ({"num_inference_steps": 30}, r"num_inference_steps is 30.*divisor of 1000.*25 or 40"),
         ({"num_inference_steps": 0}, r"num_inference_steps is 0.*nearest is 1"),

@@ -1,0 +1,120 @@
+"""A tokenizer as a folder in diffusers' layout: here, in the package, or on the hub."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from hybrid_tokenizer import __version__
+from hybrid_tokenizer.checkpoints import hub
+from hybrid_tokenizer.checkpoints.files import read_config, write_json
+from hybrid_tokenizer.diffusion import DiffusionDecoder
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.guide import GuideTokenizer
+from hybrid_tokenizer.presets import INDEX_NAME, PRESETS, list_presets
+from hybrid_tokenizer.semantic import SemanticTokenizer
+
+CLASS_NAME = "HybridTokenizer"
+CARD_NAME = "README.md"
+HUB_PATTERNS = ("*.json", "*.safetensors", CARD_NAME)
+COMPONENTS: dict[str, type] = {"guide": GuideTokenizer, "semantic": SemanticTokenizer, "diffusion": DiffusionDecoder}
+
+
+class Stored(NamedTuple):
+    """What a folder holds beside its components."""
+
+    parts: dict[str, Any]
+    name: str
+    search_steps: int
+    card: str | None
+
+
+def read_tokenizer(
+    source: str | Path,
+    replacements: dict[str, str | Path | None],
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Stored:
+    """The components of a preset, a folder or a hub id, some of them replaced by folders of their own.
+
+    With all three replaced, nothing is read at `source`, which is then the name alone.
+    """
+    folders = {part: Path(folder) for part, folder in replacements.items() if folder is not None}
+    name, search_steps, card = str(source), 0, None
+    if len(folders) < len(COMPONENTS):
+        home = find_home(source, subfolder, revision, token)
+        index = read_config(home / INDEX_NAME)
+        if index.get("_class_name") != CLASS_NAME:
+            raise HybridTokenizerError(
+                f"{home / INDEX_NAME} does not describe a {CLASS_NAME}; give a folder that save_pretrained wrote"
+            )
+        name, search_steps = str(index.get("name", home.name)), index.get("search_steps", 0)
+        folders = {part: home / part for part in COMPONENTS} | folders
+        if (home / CARD_NAME).is_file():
+            card = (home / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    parts = {part: kind.from_pretrained(folders[part]) for part, kind in COMPONENTS.items()}
+    made, read = parts["semantic"].config.generation_width, parts["diffusion"].config.cross_attention_dim
+    if made != read:
+        raise HybridTokenizerError(
+            f"{folders['semantic']} makes embeddings of width {made}, {folders['diffusion']} reads width {read}; "
+            "give components of one model"
+        )
+    return Stored(parts, name, search_steps, card)
+
+
+def write_tokenizer(
+    folder: Path,
+    parts: dict[str, nn.Module],
+    facts: dict[str, Any],
+    dtype: torch.dtype | None,
+    max_shard_size: int | str,
+) -> None:
+    """A complete folder beside `folder`, renamed at the end. `facts` stand in the index."""
+    existing = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if folder.is_file() or (existing and INDEX_NAME not in existing):
+        raise HybridTokenizerError(f"{folder} exists and holds no tokenizer; give a new or empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        for part, module in parts.items():
+            options = {"max_shard_size": max_shard_size} if part == "diffusion" else {}
+            module.save_pretrained(new / part, dtype=dtype, **options)
+        classes = {part: ["hybrid_tokenizer", kind.__name__] for part, kind in COMPONENTS.items()}
+        index = {"_class_name": CLASS_NAME, "_hybrid_tokenizer_version": __version__, **facts}
+        write_json(new / INDEX_NAME, index | classes)
+        for name in set(existing) - {INDEX_NAME, *COMPONENTS}:
+            entry = folder / name
+            (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, new / name)
+        if folder.is_dir():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.is_dir():
+                os.rename(old, folder)
+            raise
+
+
+def find_home(source: str | Path, subfolder: str | None, revision: str | None, token: str | None) -> Path:
+    """The local folder behind a preset's name, a path or a hub id."""
+    text = str(source)
+    if text in list_presets():
+        source = PRESETS / text
+    elif text == "sd15" and not Path(text).is_dir():
+        raise HybridTokenizerError(
+            "the weights of 'sd15' are not embedded; put a folder together from a trained guide (scripts/train_guide.py "
+            "model=sd15), a SEED v1 conversion (scripts/convert_checkpoint.py seed1 ...) and a Stable Diffusion 1.5 folder, "
+            "and give model_name=any components.guide=DIR components.semantic=DIR components.diffusion=DIR"
+        )
+    elif not Path(source).is_dir() and not hub.is_hub_id(source):
+        raise HybridTokenizerError(
+            f"{text!r} is no preset, folder or hub id; presets: {', '.join(list_presets()) or 'none installed'}"
+        )
+    return hub.folder(source, subfolder=subfolder, revision=revision, token=token, patterns=HUB_PATTERNS)
