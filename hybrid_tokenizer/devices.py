@@ -8,7 +8,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
 INDUCTOR = "inductor"
 
@@ -51,7 +51,7 @@ def choose_device(device: str | None) -> torch.device:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise HybridTokenizerError(f"device={device!r} can not be used ({reason}); use cpu or cuda") from None
     return chosen
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import load_strict, read_foreign
 from hybrid_tokenizer.devices import gather_over_ranks
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.images import normalize_clip, resize_bicubic, to_uint8, to_unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,7 +65,7 @@ class Similarity(nn.Module):
             self.body, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise HybridTokenizerError(
-                f"{folder} cannot be loaded ({str(error).splitlines()[0]}); give a folder in transformers' form"
+                f"{folder} cannot be loaded ({first_line(error)}); give a folder in transformers' form"
             ) from None
         if report["missing_keys"]:
             raise HybridTokenizerError(
@@ -197,7 +197,7 @@ def inception(file: Path) -> nn.Module:
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
     except (RuntimeError, KeyError, ValueError, OSError, EOFError) as error:
         raise HybridTokenizerError(
-            f"{file} is not torch-fidelity's Inception ({str(error).splitlines()[0]}); download it again"
+            f"{file} is not torch-fidelity's Inception ({first_line(error)}); download it again"
         ) from None
     network.num_features = 2048
     return network

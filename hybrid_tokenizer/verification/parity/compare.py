@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybrid_tokenizer.checkpoints.files import load_tensors, read_json
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.verification.parity.kinds import KINDS, produce_function
 from hybrid_tokenizer.verification.parity.tolerances import may_be_absent, tolerance_of
 
@@ -129,7 +129,7 @@ def check_fixture(path: Path) -> list[Row]:
         KeyError,
         RuntimeError,
     ) as error:  # weights, sizes or inputs of another shape than said
-        produced, failure = {}, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        produced, failure = {}, f"{type(error).__name__}: {first_line(error)}"
     rows = [
         compare(path.stem, kind, name, expected, produced.get(name)) for name, expected in sorted(parts["out"].items())
     ]
