@@ -6,6 +6,7 @@ A command is `@command("NAME") def main(config: Schema) -> None` in `hybrid_toke
 """
 
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from hybrid_tokenizer.corpus.config import TokenizeConfig
+from hybrid_tokenizer.corpus.config import DetokenizeConfig, InspectConfig, TokenizeConfig
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError, first_line
@@ -215,6 +216,8 @@ SCHEMAS: dict[str, Any] = {
     "eval_recon_schema": EvalReconConfig,
     "reconstruct_schema": ReconstructConfig,
     "tokenize_corpus_schema": TokenizeConfig,
+    "detokenize_schema": DetokenizeConfig,
+    "inspect_tokens_schema": InspectConfig,
     "benchmark_schema": BenchmarkConfig,
     "guide_rates_schema": GuideRatesConfig,
     "decode_sweep_schema": DecodeSweepConfig,
@@ -286,12 +289,16 @@ def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
                 typed = OmegaConf.to_container(composed)
                 if (expanded := with_home(typed)) != typed:
                     composed.merge_with(expanded)
-                job(OmegaConf.to_object(composed))
+                config = OmegaConf.to_object(composed)
+                mark_outputs(config)
+                job(config)
             except (HybridTokenizerError, OmegaConfBaseException) as error:
                 raise SystemExit(f"error: {one_line(error)}") from None
 
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints several lines and exits by itself
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a path of the user's need not be UTF-8
+                sys.stdout.reconfigure(errors="backslashreplace")
             prepare(name)
             typed = sys.argv[1:]
             sys.argv = [sys.argv[0], *literal_text(typed, option_types(schema_of(name, typed)))]
@@ -307,6 +314,21 @@ def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
         return run
 
     return decorate
+
+
+def mark_outputs(config: Any) -> None:
+    """Make and mark the folder that a command writes to, so that its pictures do not become data of a later run.
+
+    Raises where it cannot be written, or is the folder of the command's own images.
+    """
+    folder, data = getattr(config, "output_dir", None), getattr(config, "data", None)
+    if folder is None:
+        return
+    from hybrid_tokenizer.data.folders import mark_output
+
+    sources = [getattr(config, "input", None), getattr(data, "root", None), getattr(data, "val_root", None)]
+    listed = [one for source in sources for one in (source if isinstance(source, list) else [source])]
+    mark_output(folder, listed)
 
 
 def check_added(arguments: Sequence[str], name: str) -> None:

@@ -66,6 +66,11 @@ def check_range(images: Float[Tensor, "*b 3 h w"]) -> None:
         )
 
 
+def clamp_finite(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Clamped to [-1, 1], and NaN where not finite: an infinity is no white pixel. The device is not waited for."""
+    return torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
+
+
 def check_computed(values: Float[Tensor, "..."], branch: str) -> Float[Tensor, "..."]:
     """`values` where all are finite; raises and names the branch of the model that computed them where not."""
     if values.is_meta or not values.numel() or all(bound.isfinite() for bound in values.aminmax()):

@@ -145,8 +145,8 @@ class HybridTokens:
         Raises:
             HybridTokenizerError: no batch, or batches of several image sizes, grids or tokenizers.
         """
-        if not parts:
-            raise HybridTokenizerError("there are no tokens to concatenate; pass at least one HybridTokens")
+        if not parts or not all(isinstance(part, HybridTokens) for part in parts):
+            raise HybridTokenizerError(f"parts is {shown(parts)}, expected a list of at least one HybridTokens")
         first = parts[0]
         for other in parts[1:]:
             for what in ("image_size", "grid_shapes", "source"):
@@ -403,7 +403,7 @@ class HybridVocabulary:
         guide = [grid.flatten(1) + self.guide_offset for grid in tokens.guide_indices]
         return torch.cat([boundary, tokens.semantic_indices + self.semantic_offset, *guide, boundary + 1], dim=1)
 
-    def from_token_ids(self, token_ids: Int[Tensor, "b n"] | Int[np.ndarray, "b n"] | Sequence[Any]) -> HybridTokens:
+    def from_token_ids(self, token_ids: Int[Tensor, "*b n"] | Int[np.ndarray, "*b n"] | Sequence[Any]) -> HybridTokens:
         """Ids to indices, exactly.
 
         Args:

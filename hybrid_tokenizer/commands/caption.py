@@ -5,6 +5,7 @@ from pathlib import Path
 from hybrid_tokenizer.commands.language_files import load_models, picture_tokens
 from hybrid_tokenizer.config import command
 from hybrid_tokenizer.data import find_images
+from hybrid_tokenizer.errors import printable
 from hybrid_tokenizer.language.config import CaptionConfig
 from hybrid_tokenizer.language.generate import describe
 from hybrid_tokenizer.language.vocabulary import budget_of
@@ -21,4 +22,4 @@ def main(config: CaptionConfig) -> None:
         part = pictures[start : start + size]
         tokens = picture_tokens(hybrid, lm, part, scales)
         for path, text in zip(part, describe(lm, tokens, config.sampling, config.seed), strict=True):
-            print(f"{path}: {text}", flush=True)
+            print(f"{printable(path)}: {text}", flush=True)

@@ -59,6 +59,8 @@ COMMANDS = {
     "parity": Command("check_parity", "compare with values that published code computed", "FIXTURES"),
     "benchmark": Command("benchmark", "time the system against plain alternatives", "output=out/speed.json", "benchmark"),
     "tokenize": Command("tokenize_corpus", "a corpus of images to shards of tokens", "input=PHOTOS output=tokens", "tokenize_corpus"),
+    "detokenize": Command("detokenize", "a picture grid of rows of token shards", "tokens output=grid.png", "detokenize", "input"),
+    "inspect": Command("inspect_tokens", "use, cost and robustness of token shards", "tokens output_dir=out/inspect", "inspect_tokens", "input"),
     "train-lm": Command("train_lm", "train a language model on tokens of images and captions", "data.tokens=tokens output_dir=runs/lm", "train_lm"),
     "generate": Command("generate", "draw images from a caption", "'prompt=a dog on the grass' output_dir=out/generate", "generate"),
     "caption": Command("caption", "write captions of images", "cat.png", "caption", "input"),

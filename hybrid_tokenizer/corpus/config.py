@@ -160,6 +160,57 @@ class TokenizeConfig:
         return max(1, rows // max(1, self.data.views))
 
 
+@dataclass
+class DetokenizeConfig:
+    """From rows of tokens to a grid of pictures."""
+
+    input: str = "???"
+    """A folder of token shards."""
+    output: str = "outputs/tokens.png"
+    """The picture grid."""
+    model_name: str = "tiny"
+    """The tokenizer that made the tokens: a preset, a folder or a hub id."""
+    rows: list[int] | None = None
+    """Numbers of the rows to draw. null: `count` rows at even distances."""
+    count: int = 16
+    batch_size: int = 8
+    """Images that are decoded at once."""
+    device: str | None = None
+    """cpu or cuda. null: the GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch_size < 1:
+            raise HybridTokenizerError(f"count={self.count} and batch_size={self.batch_size} must be at least 1")
+
+
+@dataclass
+class InspectConfig:
+    """Use, cost and robustness of stored tokens."""
+
+    input: str = "???"
+    """A folder of token shards."""
+    output_dir: str = "outputs/inspect"
+    """Where inspect.json, inspect.md and inspect.png go."""
+    model_name: str = "tiny"
+    """The tokenizer that made the tokens: a preset, a folder or a hub id."""
+    max_rows: int | None = None
+    """Count the codes of about this many rows. null: of all."""
+    sample: int = 32
+    """Rows that are decoded and encoded again. 0 loads no model."""
+    seed: int = 0
+    """Of the damaged ids."""
+    batch_size: int = 8
+    """Images that are decoded at once."""
+    device: str | None = None
+    """cpu or cuda. null: the GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.sample < 0 or self.batch_size < 1 or (self.max_rows is not None and self.max_rows < 1):
+            raise HybridTokenizerError(
+                f"sample={self.sample} must be at least 0, batch_size={self.batch_size} and max_rows={self.max_rows} at least 1"
+            )
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """What a worker needs to know."""

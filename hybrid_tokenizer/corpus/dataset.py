@@ -71,7 +71,7 @@ class TokenDataset(Dataset):
 
     def _open_caches(self) -> None:
         self._file = functools.lru_cache(maxsize=64)(self._open_file)
-        self._group = functools.lru_cache(maxsize=self.cached_groups)(self._read_group)
+        self._group = functools.lru_cache(maxsize=self.cached_groups)(self.read_group)
 
     def __getstate__(self) -> dict[str, Any]:  # to spawned workers; open files and caches stay behind
         return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_group")}
@@ -83,7 +83,8 @@ class TokenDataset(Dataset):
     def _open_file(self, name: str) -> pq.ParquetFile:
         return pq.ParquetFile(self.folder.open(name))
 
-    def _read_group(self, index: int) -> dict[str, Any]:
+    def read_group(self, index: int) -> dict[str, Any]:
+        """The rows of a group: tokens as arrays, one line per row, everything else as Arrow columns."""
         group = self.groups[index]
         names = ["semantic", "guide", *self.columns]
         # no threads: a forked worker must not wait for those of its parent
@@ -105,6 +106,16 @@ class TokenDataset(Dataset):
         group, row = self._group(place), index - self._starts[place]
         facts = {name: group[name][row].as_py() for name in self.columns}
         return facts | {name: torch.from_numpy(group[name][row]) for name in ("semantic", "guide")}
+
+    def spread(self, count: int) -> list[int]:
+        """Numbers of at most `count` rows at even distances."""
+        count = min(count, len(self))
+        return [number * len(self) // count for number in range(count)]
+
+    def batches(self, rows: Sequence[int], batch_size: int) -> Iterator[dict[str, Any]]:
+        """Some rows, in batches."""
+        for first in range(0, len(rows), batch_size):
+            yield self.batch([self[row] for row in rows[first : first + batch_size]])
 
     def batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Rows as one dict: tokens stacked, everything else a list. The `collate_fn` of a DataLoader."""

@@ -12,7 +12,6 @@ from hybrid_tokenizer.checkpoints.files import file_hash
 from hybrid_tokenizer.corpus.config import EncoderConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer
-from hybrid_tokenizer.images import from_uint8
 from hybrid_tokenizer.presets import PRESETS, list_presets
 from hybrid_tokenizer.tokens import HybridTokens
 
@@ -79,4 +78,4 @@ class Encoder:
         """Onto the device with one copy, through pinned memory on a GPU; channels last, as the networks are."""
         held = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         held.numpy()[...] = pixels
-        return from_uint8(held.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        return held.to(self.device, non_blocking=True).permute(0, 3, 1, 2)

@@ -17,7 +17,7 @@ from hybrid_tokenizer.corpus.config import ColumnConfig, TokenizeConfig, ViewCon
 from hybrid_tokenizer.corpus.rows import token_schema
 from hybrid_tokenizer.corpus.sources import Entry, entries_from_table, entries_to_table, list_entries
 from hybrid_tokenizer.corpus.storage import Folder
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, printable
 
 FORMAT = "hybrid_tokens_corpus"
 VERSION = 1
@@ -64,7 +64,7 @@ class Plan:
 def options_of(config: TokenizeConfig) -> dict[str, Any]:
     """The options that change rows. How many workers there are, or how they are fed, does not."""
     return {
-        "input": [str(Path(one).absolute()) for one in config.inputs],
+        "input": [printable(Path(one).absolute()) for one in config.inputs],
         "data": asdict(config.data),
         "columns": asdict(config.columns),
         "guide_scales": config.guide_scales,

@@ -16,6 +16,7 @@ from hybrid_tokenizer.corpus.config import ViewConfig
 from hybrid_tokenizer.corpus.sources import Fetched
 from hybrid_tokenizer.corpus.views import cut_views, row_id
 from hybrid_tokenizer.data.open import UnreadableImage, open_rgb
+from hybrid_tokenizer.errors import printable
 from hybrid_tokenizer.tokens import NUM_SEMANTIC_TOKENS, HybridTokens
 
 SKIPPED_KEY = b"hybrid_tokenizer.skipped"
@@ -62,7 +63,7 @@ def cut_rows(fetched: Iterable[Fetched], config: ViewConfig) -> tuple[pa.Table, 
         except UnreadableImage as error:
             skipped.append(Skipped(entry.key, error.reason))
             continue
-        source = Path(entry.file).name if entry.kind != "file" else ""
+        source = printable(Path(entry.file).name) if entry.kind != "file" else ""
         for view in cut_views(image, entry.key, config, size):
             pixels.append(np.asarray(view.image))
             row = (row_id(entry.key, view.number), captions, *size, view.box, view.flipped, source)

@@ -6,7 +6,6 @@ The list is made once, before the work starts, so that an image keeps its name a
 import contextlib
 import functools
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybrid_tokenizer.corpus.config import ColumnConfig
-from hybrid_tokenizer.data.captions import CAPTIONS_NAME
+from hybrid_tokenizer.data.captions import CAPTIONS_NAME, is_text, parse_captions
 from hybrid_tokenizer.data.folders import find_images
 from hybrid_tokenizer.data.open import UnreadableImage
 from hybrid_tokenizer.data.shards import SHARD_SUFFIX, Member, ShardSample, find_shards, read_shards
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, printable
 
 PARQUET_SUFFIX = ".parquet"
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -31,7 +30,7 @@ class Entry(NamedTuple):
     """One image of an input."""
 
     key: str
-    """Unique and stable: the path below the folder that all inputs share, with the row's number in a table."""
+    """Unique and stable: the printable path below the folder that all inputs share, with the row's number in a table."""
     kind: str
     """One of READERS."""
     file: str
@@ -49,7 +48,7 @@ ENTRY_SCHEMA = pa.schema(
     {
         "key": pa.string(),
         "kind": pa.string(),
-        "file": pa.string(),
+        "file": pa.binary(),  # a path need not be UTF-8
         "position": pa.int64(),
         "size": pa.int64(),
         "captions": pa.list_(pa.string()),
@@ -83,7 +82,7 @@ def list_entries(inputs: Sequence[str], columns: ColumnConfig) -> Iterator[Entry
 
 def entries_to_table(entries: Sequence[Entry]) -> pa.Table:
     """For the stored list."""
-    columns = zip(*entries, strict=True)
+    columns = zip(*(entry._replace(file=os.fsencode(entry.file)) for entry in entries), strict=True)
     return pa.table(
         [pa.array(list(values), field.type) for values, field in zip(columns, ENTRY_SCHEMA, strict=True)], ENTRY_SCHEMA
     )
@@ -91,7 +90,7 @@ def entries_to_table(entries: Sequence[Entry]) -> pa.Table:
 
 def entries_from_table(table: pa.Table) -> list[Entry]:
     """The reverse."""
-    return [Entry(**row) for row in table.to_pylist()]
+    return [Entry(**row | {"file": os.fsdecode(row["file"])}) for row in table.to_pylist()]
 
 
 def fetch(entries: Sequence[Entry], columns: ColumnConfig) -> Iterator[Fetched]:
@@ -120,8 +119,7 @@ def _entries_of(root: Path, base: Path, columns: ColumnConfig) -> Iterator[Entry
     elif root.is_dir():
         captions = _folder_captions(root)
         for path in find_images(root):
-            listed = captions.get(path.relative_to(root).as_posix(), [])
-            yield Entry(_key(path, base), "file", str(path), 0, 0, listed, [])
+            yield Entry(_key(path, base), "file", str(path), 0, 0, captions.get(str(path), []), [])
     else:
         raise HybridTokenizerError(
             f"input={str(root)!r} is no folder, {SHARD_SUFFIX} or {PARQUET_SUFFIX} file, or a pattern of these; check the path"
@@ -129,25 +127,18 @@ def _entries_of(root: Path, base: Path, columns: ColumnConfig) -> Iterator[Entry
 
 
 def _key(path: Path, base: Path) -> str:
-    return path.relative_to(base).as_posix()
+    return printable(path.relative_to(base).as_posix())
 
 
 def _folder_captions(root: Path) -> dict[str, list[str]]:
-    """From captions.jsonl, where there is one. Captions are extra here, so a row without any is no error."""
-    listing = root / CAPTIONS_NAME
-    found: dict[str, list[str]] = {}
-    if not listing.is_file():
-        return found
-    for number, line in enumerate(listing.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                found[Path(row["file"]).as_posix()] = [text for text in row["captions"] if text.strip()]
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise HybridTokenizerError(
-                    f"{listing} line {number} is no object with 'file' and 'captions' ({error}); correct or remove it"
-                ) from None
-    return found
+    """The captions of each file, where the folder lists some. A file without any is used all the same."""
+    if not (root / CAPTIONS_NAME).is_file():
+        return {}
+    rows, without = parse_captions(root)
+    if without:
+        first = without[0]
+        print(f"{len(without)} rows without a caption, or with one that is no text; the first is {first.where}: {first.reason}")
+    return {os.path.normpath(row.path): list(row.captions) for row in rows}
 
 
 def _read_files(file: str, entries: list[Entry], columns: ColumnConfig) -> Iterator[Fetched]:
@@ -238,8 +229,8 @@ def _table_rows(table: pa.Table, entries: list[Entry], columns: ColumnConfig, wh
         if value is None:
             value = UnreadableImage(Path(entry.key), "the row holds no bytes")
         captions = [listed] if isinstance(listed, str) else listed
-        captions = [one for one in captions if isinstance(one, str)] if isinstance(captions, list) else []
-        yield Fetched(entry, value, [one for one in captions if one.strip()])
+        texts_of_row = captions if isinstance(captions, list) else []
+        yield Fetched(entry, value, [one.strip() for one in texts_of_row if is_text(one) and one.strip()])
 
 
 def _read_parquet(file: str, entries: list[Entry], columns: ColumnConfig) -> Iterator[Fetched]:

@@ -1,6 +1,7 @@
 """What is cut from an image: the centre, or seeded random crops and flips."""
 
 import hashlib
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ def cut_views(image: Image.Image, key: str, config: ViewConfig, size: tuple[int,
         left, top = (width - side) / 2, (height - side) / 2
         return [View(0, fit_square(image, config.image_size), (left, top, left + side, top + side), False)]
     across, down = image.width / width, image.height / height
-    name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    name = int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:8], "little")
     views = []
     for number in range(1, config.views + 1):
         rng = np.random.default_rng((config.seed, name, number))

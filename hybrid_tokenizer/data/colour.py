@@ -96,7 +96,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError(f"mode {image.mode} values outside 0..65535 have no known range")
         return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    image.info.pop("transparency", None)  # a conversion would carry it over, and fail where it has 16 bits
+    if "transparency" in image.info:  # a conversion would carry it over, and fail where it has 16 bits
+        image = image.copy()
+        del image.info["transparency"]
     if image.mode in ("RGB", "L", "CMYK"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")

@@ -43,7 +43,7 @@ from hybrid_tokenizer.diffusion.pretrained import (
 from hybrid_tokenizer.diffusion.sampling import batch_conditions, combine
 from hybrid_tokenizer.diffusion.scheduler import Schedule, read_prediction_type, save_scheduler
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import check_computed, in_chunks, resize_bicubic
+from hybrid_tokenizer.images import clamp_finite, in_chunks, resize_bicubic
 
 TILE_ABOVE = 1024  # pixels per side; above it the VAE's activations outgrow a common GPU
 Generators = torch.Generator | list[torch.Generator] | None
@@ -178,7 +178,7 @@ class DiffusionDecoder(nn.Module):
     def decode(
         self,
         guide_images: Float[Tensor, "b 3 guide_h guide_w"] | None,
-        generation_embeds: Float[Tensor, "b n d"] | None,
+        generation_embeds: Float[Tensor, "_ n d"] | None,
         size: tuple[int, int],
         *,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -220,7 +220,7 @@ class DiffusionDecoder(nn.Module):
             # Without embeddings both halves of guidance would be the same call.
             guided = generation_embeds is not None and chosen.guidance_scale != 1
             latents = self._denoise(plan, latents, predictor(condition, null if guided else None))
-            return check_computed(self.decode_latents(latents, decode_chunk_size), "diffusion").clamp(-1, 1)
+            return clamp_finite(self.decode_latents(latents, decode_chunk_size))
 
     def _plan(
         self,

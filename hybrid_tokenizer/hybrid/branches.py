@@ -145,7 +145,8 @@ class Branches(nn.Module):
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """The torch dtype, or that of the name, where weights can have it."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    by_name = {str(known).removeprefix("torch."): known for known in DTYPES}
+    found = by_name.get(dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES:
         raise HybridTokenizerError(f"dtype is {shown(dtype)}, expected float32, bfloat16 or float16")
     return found

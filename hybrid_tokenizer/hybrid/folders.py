@@ -70,7 +70,7 @@ def read_tokenizer(
 
 def write_tokenizer(
     folder: Path,
-    parts: dict[str, nn.Module],
+    tokenizer: nn.Module,
     facts: dict[str, Any],
     dtype: torch.dtype | None,
     max_shard_size: int | str,
@@ -83,7 +83,7 @@ def write_tokenizer(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
-        for part, module in parts.items():
+        for part, module in tokenizer.named_children():
             options = {"max_shard_size": max_shard_size} if part == "diffusion" else {}
             module.save_pretrained(new / part, dtype=dtype, **options)
         classes = {part: ["hybrid_tokenizer", kind.__name__] for part, kind in COMPONENTS.items()}
@@ -109,9 +109,9 @@ def find_home(source: str | Path, subfolder: str | None, revision: str | None, t
         source = PRESETS / text
     elif text == "sd15" and not Path(text).is_dir():
         raise HybridTokenizerError(
-            "the weights of 'sd15' are not embedded; put a folder together from a trained guide (scripts/train_guide.py "
-            "model=sd15), a SEED v1 conversion (scripts/convert_checkpoint.py seed1 ...) and a Stable Diffusion 1.5 folder, "
-            "and give model_name=any components.guide=DIR components.semantic=DIR components.diffusion=DIR"
+            "the weights of 'sd15' are not embedded; make a guide (hybrid-tokenizer train-guide model=sd15), convert SEED v1 "
+            "(hybrid-tokenizer convert), download Stable Diffusion 1.5, put the three folders together with hybrid-tokenizer "
+            "assemble, and give that folder"
         )
     elif not Path(source).is_dir() and not hub.is_hub_id(source):
         raise HybridTokenizerError(

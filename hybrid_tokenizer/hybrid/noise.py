@@ -33,6 +33,10 @@ def image_generators(
 
 def as_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator | None:
     """One of the two, or none."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise HybridTokenizerError(
+            f"generator is {shown(generator)}, expected a torch.Generator; give a number as seed="
+        )
     if seed is None:
         return generator
     if generator is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +18,7 @@ from hybrid_tokenizer.diffusion import DecodeOverrides, DiffusionDecoder
 from hybrid_tokenizer.errors import HybridTokenizerError, check_size, check_whole
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.search import GuideLosses
-from hybrid_tokenizer.hybrid.branches import Branches
+from hybrid_tokenizer.hybrid.branches import Branches, as_dtype
 from hybrid_tokenizer.hybrid.folders import CARD_NAME, read_tokenizer, write_tokenizer
 from hybrid_tokenizer.hybrid.noise import as_generator, image_generators
 from hybrid_tokenizer.hybrid.pictures import (
@@ -176,13 +177,13 @@ class HybridTokenizer(Branches):
 
     def decode(
         self,
-        tokens: HybridTokens | Int[Tensor, "b n"] | Sequence[Any],
+        tokens: HybridTokens | Int[Tensor, "*b n"] | Int[np.ndarray, "*b n"] | Sequence[Any],
         size: int | tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
         *,
         vocabulary: HybridVocabulary | None = None,
         seed: int | None = None,
-        semantic_embeds: Float[Tensor, "b n d"] | None = None,
+        semantic_embeds: Float[Tensor, "_ n d"] | None = None,
         output_type: OutputType = "pt",
         progress: bool = False,
         **options: Unpack[DecodeOverrides],
@@ -245,7 +246,7 @@ class HybridTokenizer(Branches):
         size: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
         *,
-        semantic_embeds: Float[Tensor, "b n d"] | None = None,
+        semantic_embeds: Float[Tensor, "_ n d"] | None = None,
         progress: bool = False,
         **options: Unpack[DecodeOverrides],
     ) -> Float[Tensor, "b 3 H W"]:
@@ -260,7 +261,7 @@ class HybridTokenizer(Branches):
         generators = image_generators(read, generator)
         if semantic_embeds is None and semantic_indices is not None:
             semantic_embeds = self.embed(semantic_indices)
-        return self.diffusion.decode(
+        images = self.diffusion.decode(
             None if guide_indices is None else self.decode_guide(guide_indices, image_size),
             semantic_embeds,
             size or image_size,
@@ -268,6 +269,7 @@ class HybridTokenizer(Branches):
             progress=progress,
             **options,
         )
+        return check_computed(images, "diffusion")
 
     def semantic_embeds(self, tokens: HybridTokens) -> Float[Tensor, "b n d"]:
         """The generation embeddings of tokens (b 77 d for SEED v1): what the decoder reads of their semantic indices.
@@ -292,7 +294,8 @@ class HybridTokenizer(Branches):
         """The guide images alone, at the guide's own size for images of `image_size`, clamped to [-1, 1]."""
         grids = tuple(grid.to(self.device) for grid in guide_indices)
         # A prefix of a nested guide does not always determine the full grid; the image size does.
-        guide_images = self.guide.decode(grids, grid_size=self.guide.config.grid_size(image_size))
+        grid_size = self.guide.config.grid_size(check_size("image_size", image_size))
+        guide_images = self.guide.decode(grids, grid_size=grid_size)
         return check_computed(guide_images, "guide").float().clamp(-1, 1)
 
     def reconstruct(
@@ -454,7 +457,7 @@ class HybridTokenizer(Branches):
         return tokenizer.to(device, dtype)
 
     def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_size: int | str = "10GB"
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, max_shard_size: int | str = "10GB"
     ) -> None:
         """To a folder in diffusers' layout.
 
@@ -473,7 +476,7 @@ class HybridTokenizer(Branches):
             >>> tokenizer.save_pretrained("my_tokenizer", dtype=torch.float16)
         """
         facts = {"name": self.name, **({"search_steps": self.search_steps} if self.search_steps else {})}
-        write_tokenizer(Path(folder), dict(self.named_children()), facts, dtype, max_shard_size)
+        write_tokenizer(Path(folder), self, facts, None if dtype is None else as_dtype(dtype), max_shard_size)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> None:
         """Upload what `save_pretrained` writes, creating the repository if need be.

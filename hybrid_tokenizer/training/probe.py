@@ -5,6 +5,7 @@ It sees photographs and their captions only, never a reconstruction.
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_features(root: Path, cache: Path, text: MiniLMText, network: EfficientN
     """Features of a folder with captions.jsonl, from `cache` if they were computed before."""
     rows = read_captions(root)
     listing = "\n".join("\t".join((row.path.name, *row.captions)) for row in rows)
-    key = hashlib.sha256(f"{network.weights_hash}\n{IMAGE_SIDE}\n{listing}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f"{network.weights_hash}\n{IMAGE_SIDE}\n{listing}")).hexdigest()[:16]
     stored = cache / f"{key}.safetensors"
     if not stored.is_file():
         images = []

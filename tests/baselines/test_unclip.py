@@ -98,7 +98,7 @@ def test_the_embeddings_noise_is_drawn_at_level_0_too(folder):
     distance = (labels[:, :WIDTH] - embeds).abs().max()
     assert 0 < distance < 0.3
     assert (decoder.class_labels(embeds, 500, [seeded(1)])[:, :WIDTH] - embeds).abs().max() > distance
-    with pytest.raises(HybridTokenizerError, match=f"are 7 wide, this unCLIP model reads {WIDTH}"):
+    with pytest.raises(HybridTokenizerError, match=f"are 7 wide, this unCLIP model takes {WIDTH}"):
         decoder.decode(torch.randn(1, 7), [seeded(1)])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,12 @@ def test_several_inputs_of_several_kinds_keep_their_names_apart(tmp_path):
     assert keys == ["a/x/0/0000.png", "a/x/1/0001.png", "b/x/0/0000.png", "b/x/1/0001.png", "t/rows.parquet/0", "t/rows.parquet/1"]  # fmt: skip
 
 
+def test_a_name_that_is_not_utf8_is_read_under_a_printable_key(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(encoded(1))
+    (found,) = read([tmp_path])
+    assert (found.entry.key, found.data) == ("caf\\xe9.png", encoded(1))
+
+
 def test_what_is_missing_is_a_reason_and_not_an_error(tmp_path):
     folder = write_folder(tmp_path / "pictures", 3)
     entries = list(list_entries([str(folder)], COLUMNS))
@@ -118,11 +125,12 @@ def test_columns_are_found_or_named(tmp_path):
         read([path], ColumnConfig(image_column="jpg", caption_column="title"))
 
 
-def test_a_broken_line_of_captions_is_named(tmp_path):
+def test_broken_lines_of_captions_are_counted_and_their_images_used(tmp_path, capsys):
     folder = write_folder(tmp_path / "pictures", 2)
-    (folder / "captions.jsonl").write_text(json.dumps({"file": "0/0000.png", "captions": []}) + "\nnonsense\n")
-    with pytest.raises(HybridTokenizerError, match=r"captions.jsonl line 2"):
-        read([folder])
+    rows = [{"file": "0/0000.png", "captions": ["a", "\ud800", " "]}, {"file": "1/0001.png", "captions": []}]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "nonsense\n")
+    assert [one.captions for one in read([folder])] == [["a"], []]
+    assert "3 rows without a caption" in capsys.readouterr().out
 
 
 def test_the_centre_view_is_the_projects_rule_and_random_views_are_their_box():

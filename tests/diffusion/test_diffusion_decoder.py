@@ -215,8 +215,8 @@ def test_steps_neither_wait_for_the_device_nor_make_constants(decoder, guide_ima
         return record.names
 
     short, long = operations(10), operations(20)
-    assert "_local_scalar_dense" not in long  # .item(), float(), bool() of a tensor: each waits for a GPU
-    for constant in ("scalar_tensor", "lift_fresh", "full", "zeros"):
+    # `_local_scalar_dense` is .item(), float(), bool() of a tensor: each waits for a GPU; the check of the result does once
+    for constant in ("_local_scalar_dense", "scalar_tensor", "lift_fresh", "full", "zeros"):
         assert short.count(constant) == long.count(constant), constant
 
 

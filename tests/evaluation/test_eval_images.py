@@ -51,10 +51,10 @@ def test_unusable_files_are_announced_and_listed(bad_folder):
 
 
 def test_small_images_are_skipped_under_a_quarter_of_the_size(tmp_path):
-    for side in (7, 8):
+    for side in (17, 18):
         Image.new("RGB", (40, side), (9, 99, 199)).save(tmp_path / f"{side}.png")
-    images = EvalImages.from_folder(tmp_path, 32, say=lambda line: None, **QUIET)
-    assert images.names == ["8.png"] and "40x7" in images.skipped[0]["reason"]
+    images = EvalImages.from_folder(tmp_path, 72, say=lambda line: None, **QUIET)
+    assert images.names == ["18.png"] and "40x17" in images.skipped[0]["reason"]
 
 
 def test_folders_without_a_usable_image(tmp_path, bad_folder):

@@ -97,15 +97,17 @@ def write_tokenizer(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def fill(config: TokenizeConfig, shards: int = 1) -> Path:
-    """What `tokenize` does, step by step in this process, without Ray."""
+def fill(config: TokenizeConfig, shards: int = 1, stop_after: int | None = None) -> Path:
+    """What `tokenize` does, step by step in this process, without Ray; as if killed after some parts where asked."""
     output = open_folder(config.output)
     described, grids = describe_tokenizer(config.model_name, config.data.image_size, config.guide_scales)
     plan = open_plan(output, config, described, grids)
     encoder = EncoderConfig(config.model_name, described["hash"], "cpu", config.dtype, 1, config.batch_size, config.guide_scales, 0)  # fmt: skip
     encode, sink = EncodePart(encoder, plan), PartSink(output / WORK / PARTS)
-    for part in missing_parts(output, plan):
+    for part in missing_parts(output, plan)[:stop_after]:
         sink.write([encode(cut_part(pa.table({"part": [part]}), output / WORK, plan))], None)
+    if stop_after is not None:
+        return Path(config.output)
     for shard in range(shards):
         merge_shard(pa.table({"shard": [shard]}), output, plan, shards, config.rows_per_group)
     output.write_json(DATASET_NAME, describe_dataset(output, plan))

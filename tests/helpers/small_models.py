@@ -9,15 +9,20 @@ from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
 
 
-def small_hybrid(seed: int = 0, name: str = "small", nested: bool = False, start: str = "add_noise") -> HybridTokenizer:
+def small_hybrid(
+    seed: int = 0, name: str = "small", nested: bool = False, start: str = "add_noise", **guide_options
+) -> HybridTokenizer:
     """Images with sides that are multiples of 8; 4 x 4 guide tokens at 32 px (nested: 1 + 4 + 16)."""
     torch.manual_seed(seed)
     guide = GuideTokenizer(
         GuideConfig(
-            image_size=32, encoder_channels=[8, 8, 8], decoder_channels=[8, 8, 8], encoder_layers=1, decoder_layers=1,
-            encoder_attention=[], decoder_attention=[], norm_type="group", norm_num_groups=4, stem="unshuffle",
-            stem_factor=2, guide_scales=[1, 2, 4] if nested else None,
-            quantizer=QuantizerConfig(kind="vq", codebook_size=50, codebook_dim=4),
+            **{
+                "image_size": 32, "encoder_channels": [8, 8, 8], "decoder_channels": [8, 8, 8], "encoder_layers": 1,
+                "decoder_layers": 1, "encoder_attention": [], "decoder_attention": [], "norm_type": "group",
+                "norm_num_groups": 4, "stem": "unshuffle", "stem_factor": 2, "guide_scales": [1, 2, 4] if nested else None,
+                "quantizer": QuantizerConfig(kind="vq", codebook_size=50, codebook_dim=4),
+            }
+            | guide_options
         )
     )  # fmt: skip
     semantic = SemanticTokenizer(

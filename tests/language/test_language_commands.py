@@ -82,7 +82,7 @@ def test_mistakes_are_one_line(corpus, models, tmp_path):
     assert "hybrid_vocabulary.json does not exist" in run_command(
         "generate", models[0], f"language_model={tmp_path}", "prompt=a"
     )
-    assert "does not exist" in run_command("caption", *models, f"input={tmp_path / 'no.png'}")
+    assert "no.png' is not a folder" in run_command("caption", *models, f"input={tmp_path / 'no.png'}")
     assert "keep one of [0, 1, 5]" in run_command(
         "complete", *models, f"input={corpus.pictures / '0' / '0000.png'}", "keep=2", f"output_dir={tmp_path}"
     )

@@ -1,5 +1,6 @@
 """The U-Net's data: crops encoded once, kept while nothing changed, drawn like any other stream."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -78,6 +79,8 @@ def test_pixels_are_those_of_the_latents(items, hybrid, tmp_path):
 
 def test_latents_and_tokens_of_different_images_are_refused(items, hybrid, tmp_path):
     cache_latents(tmp_path / "cache", items, CROP, 1, 0, hybrid.diffusion, None)
-    items[2].path.write_bytes(b"no image")
+    before = items[2].path.stat()
+    items[2].path.write_bytes(bytes(before.st_size))  # damaged without a trace in its size and time
+    os.utime(items[2].path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(HybridTokenizerError, match="different images"):
         cache_latents(tmp_path / "cache", items, CROP, 1, 0, hybrid.diffusion, hybrid.semantic)

@@ -84,8 +84,8 @@ def test_mistakes_are_one_line_each(script, shards, tmp_path):
         assert words in error, error
         assert "Traceback" not in stderr and not (tmp_path / "out" / "final").exists()
 
-    fails("line 2: b.png is not there", captions={"a.png": ["a"], "b.png": ["b"]})
-    fails("line 1: a.png has no caption", captions={"a.png": ["", " "]})
+    fails("holds 1 image(s); at least 2 are needed", captions={"a.png": ["a"], "b.png": ["b"]})
+    fails("line 1: no caption", captions={"a.png": ["", " "]})
     fails("quantize.text is not set", "stage=quantize", "model=sd15")
     (tmp_path / "seed_quantizer.pt").write_bytes(b"PK")
     fails("convert published checkpoint files", f"semantic.init={tmp_path / 'seed_quantizer.pt'}")

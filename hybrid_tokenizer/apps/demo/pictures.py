@@ -13,7 +13,7 @@ from torch import Tensor
 from hybrid_tokenizer.diffusion.config import VALID_NUM_INFERENCE_STEPS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer
-from hybrid_tokenizer.images import fit_square, from_pil, resize_bicubic, to_pil
+from hybrid_tokenizer.images import fit_square, resize_bicubic, to_pil
 from hybrid_tokenizer.tokens import HybridTokens
 
 Part = Literal["guide", "semantic", "hybrid"]
@@ -49,7 +49,7 @@ class DemoTokenizer:
     def encode(self, image: Image.Image) -> dict[str, Any]:
         """The ids with all guide tokens, and the square that was encoded."""
         square = fit_square(image, self.tokenizer.native_size)
-        tokens = self.tokenizer.encode(from_pil(square)[None])
+        tokens = self.tokenizer.encode(square)
         return {"ids": tokens.to_token_ids(self.vocabulary)[0].tolist(), "picture": as_png(square)}
 
     def decode(self, ids: Sequence[int], part: Part, strength: float, steps: int, guidance: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hybrid_tokenizer.apps.user_study.study import IMAGES_NAME, VOTES_NAME, Study, StudySet, picture_path, write_study
 from hybrid_tokenizer.apps.user_study.votes import Votes
 from hybrid_tokenizer.checkpoints.files import write_atomic
-from hybrid_tokenizer.data.folders import find_images
+from hybrid_tokenizer.data.folders import find_images, mark_output
 from hybrid_tokenizer.data.open import open_rgb
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -66,7 +66,8 @@ def prepare_study(
     # written beside the folder and renamed, so that a study is complete or absent
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         new = Path(scratch) / "study"
-        (new / IMAGES_NAME).mkdir(parents=True)
+        mark_output(new)
+        (new / IMAGES_NAME).mkdir()
         study = Study(
             id=opaque_name(),
             secret=secrets.token_hex(16),

@@ -17,11 +17,15 @@ SIZE = 512
 
 
 def sd15_row(bench: Bench, name: str) -> dict[str, Any]:
-    """Random weights in bf16. `BenchmarkConfig.reduced` has narrow layers, small images and at most two of them."""
+    """Random weights in bf16.
+
+    `BenchmarkConfig.reduced` has narrow layers, at most two small images, and fp32, in which both sides must agree.
+    """
     reduced, device = bench.config.reduced, bench.device
+    dtype = torch.float32 if reduced else torch.bfloat16
     with torch.device(device):
         tokenizer = random_tokenizer(*sd15_configs(reduced), name="sd15 reduced" if reduced else "sd15")
-    tokenizer.to(device, torch.bfloat16)
+    tokenizer.to(device, dtype)
     for branch in (tokenizer.guide, tokenizer.semantic, tokenizer.diffusion):
         branch.requires_grad_(False)  # torch's counter fails on a parameter with a gradient that is a module's input
     plain = PlainPipeline(tokenizer)
@@ -41,7 +45,7 @@ def sd15_row(bench: Bench, name: str) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     row = bench.measure(contest)
     row |= {
-        "dtype": "bfloat16",
+        "dtype": str(dtype).removeprefix("torch."),
         "compiled": bench.config.compile and name != "sd15_encode",
         "reduced": reduced,
         "tflop_per_image": flops / 1e12,

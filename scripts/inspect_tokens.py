@@ -1,0 +1,6 @@
+"""`hybrid-tokenizer inspect`, from a checkout."""
+
+from hybrid_tokenizer.commands.cli import run
+
+if __name__ == "__main__":
+    run("inspect")
