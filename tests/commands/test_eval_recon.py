@@ -10,6 +10,8 @@ from helpers.commands import command_line, environment, run_command
 from helpers.small_models import small_hybrid
 from PIL import Image
 
+from hybrid_tokenizer.data.folders import RUN_MARK
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
