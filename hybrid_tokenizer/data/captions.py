@@ -2,6 +2,7 @@
 
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class SkippedRow(NamedTuple):
 def read_captions(root: str | Path, say: Say = tqdm.write) -> list[CaptionedImage]:
     """The rows of `root`/captions.jsonl in file order. Rows that cannot be used are skipped, counted and listed to `say`.
 
-    Raises HybridTokenizerError where there is no such file, it is not UTF-8, or none of its rows can be used.
+    Raises HybridTokenizerError where there is no such file, or none of its rows can be used.
     """
     rows, skipped = parse_captions(root)
     list_skipped(skipped, say)
@@ -43,15 +44,11 @@ def parse_captions(root: str | Path) -> tuple[list[CaptionedImage], list[Skipped
     listing = root / CAPTIONS_NAME
     if not listing.is_file():
         raise HybridTokenizerError(f"{listing} does not exist; image-text pairs need one row per image: file, captions")
-    try:
-        text = listing.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise HybridTokenizerError(f"{listing} is not UTF-8 ({error}); save it again as UTF-8") from None
     rows: list[CaptionedImage] = []
     skipped: list[SkippedRow] = []
     inside = root.resolve()
     # not splitlines(), which also breaks at separators that JSON allows inside a caption
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(listing.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             try:
                 row, unusable = _parse_row(root, inside, line)
@@ -66,10 +63,12 @@ def parse_captions(root: str | Path) -> tuple[list[CaptionedImage], list[Skipped
     return rows, skipped
 
 
-def _parse_row(root: Path, inside: Path, line: str) -> tuple[CaptionedImage, int]:
+def _parse_row(root: Path, inside: Path, line: bytes) -> tuple[CaptionedImage, int]:
     """The row, and how many of its captions are left out because they are not text."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error}); save it again as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({first_line(error)}); write one object per line") from None
     if not isinstance(row, dict) or not isinstance(row.get("file"), str) or not isinstance(row.get("captions"), list):

@@ -38,7 +38,7 @@ class UnreadableImage(HybridTokenizerError):
     """One image cannot be used; the run goes on without it and lists it as `skipped NAME: reason`."""
 
     def __init__(self, path: Path, reason: str):
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{printable(path)}: {printable(reason)}")
         self.path, self.reason = path, printable(reason)
 
     @property

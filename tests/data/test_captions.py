@@ -12,7 +12,7 @@ def write(root, *lines, encoding="utf-8"):
         (root / name).write_bytes(b"")
     (root.parent / "outside.png").write_bytes(b"")
     rows = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
-    (root / "captions.jsonl").write_bytes("\n".join(rows).encode(encoding))
+    (root / "captions.jsonl").write_bytes("\n".join(rows).encode(encoding, "surrogateescape"))
     return root
 
 
@@ -58,6 +58,7 @@ ODD_ROWS = {
     "long": ({"file": "b" * 5000, "captions": ["c"]}, None),
     "deep": ("[" * 100_000, "not JSON (maximum recursion depth exceeded while decoding a JSON array from a unicode string); write one object per line"),
     "digits": ("1" * 5000, None),
+    "latin_1": ({"file": "b.png", "captions": ["\udce9"]}, "not UTF-8 ('utf-8' codec can't decode byte 0xe9 in position 32: invalid continuation byte); save it again as UTF-8"),
 }  # fmt: skip
 
 

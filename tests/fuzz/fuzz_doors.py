@@ -1,0 +1,6 @@
+"""All doors of the fuzz driver. Files of further doors are imported here and added to the list."""
+
+import fuzz_pictures
+import fuzz_texts
+
+DOORS = [*fuzz_pictures.DOORS, *fuzz_texts.DOORS]
