@@ -88,7 +88,7 @@ def from_array(values: np.ndarray | Tensor) -> Float[Tensor, "b 3 h w"]:
     """An array or a tensor as floats in [-1, 1], channels first. Floats keep their values."""
     if isinstance(values, np.ndarray):
         try:
-            values = torch.from_numpy(np.ascontiguousarray(values))
+            values = torch.from_numpy(np.require(values, requirements=("C", "W")))
         except TypeError:
             raise HybridTokenizerError(f"an image is an array of {values.dtype}, expected uint8 or floats") from None
     batch = values[None] if values.ndim == 3 else values
