@@ -58,7 +58,7 @@ class HybridTokens:
     Raises:
         HybridTokenizerError: shapes, dtypes or sizes that do not go together.
 
-    Example:
+    Examples:
         >>> tokens = tokenizer.encode(["cat.jpg", "dog.jpg"])
         >>> tokens.save("pets.safetensors")
         >>> HybridTokens.load("pets.safetensors")[0]
@@ -171,10 +171,13 @@ class HybridTokens:
             semantic_of: gives the semantic indices.
             guide_of: gives the guide indices and the image size.
 
+        Returns:
+            As many images as each of the two has.
+
         Raises:
             HybridTokenizerError: batches of different lengths, or of different tokenizers.
 
-        Example:
+        Examples:
             >>> tokenizer.decode(HybridTokens.mix(semantic_of=cats, guide_of=dogs))
         """
         if len(semantic_of) != len(guide_of):
@@ -255,6 +258,12 @@ class HybridTokens:
     def load(cls, path: str | Path) -> "HybridTokens":
         """From a file that `save` wrote, on the CPU.
 
+        Args:
+            path: of the file.
+
+        Returns:
+            The tokens, with the tokenizer that made them as their source.
+
         Raises:
             HybridTokenizerError: the file is missing, damaged, of another kind, or not written by `save`.
         """
@@ -313,7 +322,7 @@ class HybridVocabulary:
     Raises:
         HybridTokenizerError: a number that is none, or outside its range.
 
-    Example:
+    Examples:
         >>> vocabulary = tokenizer.vocabulary(text_vocab_size=32000)
         >>> ids = tokenizer.encode("cat.jpg").to_token_ids(vocabulary)
         >>> tokenizer.decode(ids, vocabulary=vocabulary)
@@ -408,6 +417,9 @@ class HybridVocabulary:
 
         Args:
             token_ids: one sequence per image; lists of whole numbers will do, and one sequence alone is a batch of one.
+
+        Returns:
+            The tokens, with the vocabulary's image size and source.
 
         Raises:
             HybridTokenizerError: a wrong length, a missing boundary or a misplaced id, with its position.

@@ -26,9 +26,21 @@ from hybrid_tokenizer.protocol import ImageTokenizer
 
 
 def load_baseline(name: str, path: str | Path | None = None) -> ImageTokenizer:
-    """The row `name` from a file, a folder that holds it, a hub id `owner/name`, or `hub` for where it was published.
+    """Someone else's tokenizer with its published weights, behind the same calls as a HybridTokenizer.
 
-    Raises in one line where the name is unknown, the weights are missing or refused, or they are another model's.
+    Args:
+        name: one of `list_baselines()`.
+        path: the file, a folder that holds it, a hub id `owner/name`, or "hub" for where it was published.
+
+    Returns:
+        A tokenizer with `encode`, `decode`, `num_tokens` and `bits`.
+
+    Raises:
+        HybridTokenizerError: the name is unknown, or the weights are missing, damaged, or another model's.
+
+    Examples:
+        >>> movq = hybrid_tokenizer.load_baseline("movq_270m", "movqgan_270M.ckpt")
+        >>> movq.decode(movq.encode(images), (256, 256))
     """
     if name not in BASELINES:
         raise HybridTokenizerError(f"baseline {name!r} is unknown; use one of {', '.join(BASELINES)}")

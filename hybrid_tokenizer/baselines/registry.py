@@ -159,7 +159,7 @@ BASELINES: dict[str, Baseline] = {
 def list_baselines() -> list[str]:
     """The names that `load_baseline` takes. `BASELINES` has each one's licence, codebook and published files.
 
-    Example:
+    Examples:
         >>> hybrid_tokenizer.list_baselines()[:2]
         ['movq_67m', 'movq_102m']
     """

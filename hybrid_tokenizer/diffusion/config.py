@@ -83,7 +83,14 @@ class DecodeOverrides(TypedDict, total=False):
 
 @dataclass
 class DecodeOptions:
-    """How a guide becomes an image: the defaults of a decoder, each of which a call can override (`DecodeOverrides`)."""
+    """How a guide becomes an image: the defaults of a decoder, each of which a call can replace.
+
+    Raises:
+        HybridTokenizerError: a value of another type or outside its range, or options that contradict each other.
+
+    Examples:
+        >>> tokenizer.decode(tokens, start="ddim_inversion", strength=0.6, num_inference_steps=50)
+    """
 
     start: str = "ddim_inversion"
     """How the guide's latents reach the noise level of `strength`. "ddim_inversion" (the paper) runs the U-Net upwards.

@@ -50,11 +50,19 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class DiffusionDecoder(nn.Module):
-    """A U-Net and a VAE in diffusers' form, the null condition, and the pinned schedule.
+    """Branch III: a U-Net and a VAE in diffusers' form, the null condition, and the pinned schedule.
 
     Latents are fp32 whatever the dtype of the weights, so `.to(torch.bfloat16)` is safe: the schedule and the latent
-    normalisation are Python numbers and are not cast. Without `unet` and `vae`, both are built from `config` with random
-    weights.
+    normalisation are Python numbers and are not cast.
+
+    Args:
+        config: sizes, latent normalisation, prediction type and the defaults of decoding.
+        unet: None builds one from `config` with random weights.
+        vae: None builds one from `config` with random weights.
+
+    Examples:
+        >>> diffusion = DiffusionDecoder.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
+        >>> diffusion.decode(guide_images, generation_embeds, (256, 256), strength=0.6)
     """
 
     def __init__(self, config: DiffusionConfig, unet: nn.Module | None = None, vae: nn.Module | None = None):
@@ -187,18 +195,25 @@ class DiffusionDecoder(nn.Module):
         differentiable: bool = False,
         **options: Unpack[DecodeOverrides],
     ) -> Float[Tensor, "b 3 H W"]:
-        """Images of `size` = (height, width), clamped to [-1, 1], in fp32.
+        """Guide images and generation embeddings to images.
 
-        guide_images: any size, in [-1, 1]; resized (bicubic) to `size`. None starts from pure noise and takes all steps,
-            whatever `start` and `strength` are.
-        generation_embeds: None stands for the null condition.
-        generator: one for the batch, or one per image. With one per image, results do not depend on the batch.
-        decode_chunk_size: at most this many images go through U-Net and VAE at once. Bounds memory, not the result.
-        differentiable: the result has a gradient; the activations of every step stay in memory for it.
-        options: override `config.decode_defaults` for this call.
+        Args:
+            guide_images: any size, in [-1, 1]; resized (bicubic) to `size`. None starts from pure noise and takes all steps,
+                whatever `start` and `strength` are.
+            generation_embeds: shape (b, n, d) as the U-Net reads them. None stands for the null condition.
+            size: (height, width) of the result, multiples of the VAE's factor.
+            generator: one for the batch, or one per image. With one per image, results do not depend on the batch.
+            decode_chunk_size: at most this many images go through U-Net and VAE at once. Bounds memory, not the result.
+            progress: show a bar over the steps.
+            differentiable: the result has a gradient; the activations of every step stay in memory for it.
+            **options: replace `config.decode_defaults` for this call; see `DecodeOptions`.
 
-        Raises HybridTokenizerError on an unknown option or a value outside its range, a size that is not a multiple of the
-        VAE's factor, and embeddings of another width than the U-Net reads.
+        Returns:
+            Images of `size` in fp32, clamped to [-1, 1]; NaN where the networks' output is not finite.
+
+        Raises:
+            HybridTokenizerError: an unknown option or a value outside its range, a size that is not a multiple of the VAE's
+                factor, or embeddings of another shape than the U-Net reads.
         """
         chosen = self.config.decode_defaults.override(**options)
         batch_size = self._check_inputs(guide_images, generation_embeds, size, generator, decode_chunk_size)
@@ -403,12 +418,22 @@ class DiffusionDecoder(nn.Module):
     ) -> "DiffusionDecoder":
         """A folder of `save_pretrained`, or a Stable Diffusion 1.x or 2.x folder or hub id in diffusers' form.
 
-        subfolder: inside the folder or the repository. revision, token: for the hub.
-        prediction_type: checked against the folder's own; usually left out.
-        decode_defaults: replaces the stored ones.
-        dtype: of U-Net and VAE; latents stay fp32.
-
         The null condition of a plain Stable Diffusion folder is its text encoder's embedding of the empty prompt.
+
+        Args:
+            folder: the folder, or a hub id like owner/name.
+            subfolder: inside the folder or the repository.
+            revision: branch, tag or commit of a hub repository.
+            token: for private or gated repositories of the hub.
+            prediction_type: checked against the folder's own; usually left out.
+            decode_defaults: replaces the stored ones.
+            dtype: of U-Net and VAE; latents stay fp32.
+
+        Returns:
+            The decoder, in evaluation mode.
+
+        Raises:
+            HybridTokenizerError: a file is missing or damaged, or the model was trained on another noise schedule.
         """
         folder = hub.folder(
             folder, expected="a folder in diffusers' form", subfolder=subfolder, revision=revision, token=token,

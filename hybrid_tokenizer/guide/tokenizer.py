@@ -61,9 +61,17 @@ class ResidualFront(nn.Module):
 
 
 class GuideTokenizer(nn.Module):
-    """MoVQ's encoder, codebook and decoder, with a deeper encoder and, with `guide_scales`, a nested code.
+    """Branch I: MoVQ's encoder, codebook and decoder, with a deeper encoder and, with `guide_scales`, a nested code.
 
     Tokens depend on rounding near decision boundaries: encode in fp32 where they must agree between machines.
+
+    Args:
+        config: every size. The weights are random; `from_pretrained` reads trained ones.
+
+    Examples:
+        >>> guide = GuideTokenizer.from_pretrained("outputs/guide/final")
+        >>> grids = guide.encode(images)
+        >>> guide.decode(grids).clamp(-1, 1)
     """
 
     def __init__(self, config: GuideConfig):
@@ -184,9 +192,18 @@ class GuideTokenizer(nn.Module):
         guide_scales: int | None = None,
         search_steps: int = 0,
     ) -> CodeGrids:
-        """Images to grids of indices, coarse to fine; `guide_scales` keeps the first so many of a nested guide.
+        """Images to grids of indices.
 
-        `search_steps` above 0 then `search` for codes of lower eq. 5.
+        Args:
+            images: floats in [-1, 1], sides multiples of `downsample_factor`.
+            guide_scales: how many grids of a nested guide to keep, from the coarsest; None keeps all.
+            search_steps: above 0, so many steps of `search` for codes of lower eq. 5.
+
+        Returns:
+            Grids of codebook positions of shape (b, h, w), coarse to fine; one grid for a guide of one size.
+
+        Raises:
+            HybridTokenizerError: sides or numbers out of range, or features that are not finite.
         """
         if search_steps:
             return self.search(
@@ -245,10 +262,17 @@ class GuideTokenizer(nn.Module):
     def decode(
         self, guide_indices: Sequence[Int[Tensor, "b _ _"]], grid_size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b 3 gh gw"]:
-        """Indices alone to guide images in about [-1, 1], not clamped, of `upsample_factor` times the full grid.
+        """Indices alone to guide images. Any prefix of a nested guide decodes at the full size.
 
-        Any prefix of a nested guide decodes at the full size. A prefix does not always tell the full grid (3 coarse rows
-        may stand for 12 or 13): `grid_size` says it where the grids are not multiples of the scales.
+        Args:
+            guide_indices: grids of shape (b, h, w), coarse to fine.
+            grid_size: (h, w) of the full grid. A prefix does not always tell it: 3 coarse rows may stand for 12 or 13.
+
+        Returns:
+            Floats in about [-1, 1], not clamped, of `upsample_factor` times the full grid.
+
+        Raises:
+            HybridTokenizerError: grids that are not this guide's, or positions outside the codebook.
         """
         grids = list(guide_indices)
         scales = len(self.config.guide_scales or [0])

@@ -72,7 +72,7 @@ class Branches(nn.Module):
         Raises:
             HybridTokenizerError: another dtype, or a device that torch does not know or have.
 
-        Example:
+        Examples:
             >>> tokenizer.to("cuda", torch.bfloat16)
         """
         if isinstance(device, torch.dtype):

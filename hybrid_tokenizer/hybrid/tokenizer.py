@@ -56,7 +56,7 @@ class HybridTokenizer(Branches):
     Raises:
         HybridTokenizerError: `search_steps` is no whole number.
 
-    Example:
+    Examples:
         >>> tokenizer = HybridTokenizer.from_pretrained("tiny")
         >>> tokens = tokenizer.encode("cat.jpg")
         >>> tokenizer.decode(tokens, output_type="pil")[0].save("decoded.png")
@@ -108,7 +108,7 @@ class HybridTokenizer(Branches):
         *,
         resize: Resize = "auto",
     ) -> HybridTokens:
-        """Images to tokens. Encoding is deterministic; `generator` is there for the protocol.
+        """Images to tokens. Encoding is deterministic.
 
         Args:
             images: a path, a PIL image, a uint8 array or tensor (h w 3 or 3 h w), floats in [-1, 1] (b 3 h w), or a list of
@@ -116,10 +116,14 @@ class HybridTokenizer(Branches):
             guide_scales: keep only the first grids of a nested guide; None keeps all.
             search_steps: gradient steps of a search for guide codes that decode to a closer image. 0 is the paper's encoder,
                 one pass. None takes the tokenizer's own number, 0 unless it was set.
+            generator: not read; every tokenizer's `encode` has it.
             resize: "crop" brings the shorter side to `native_size` and cuts the centre square; "pad" brings the longer side
                 there and fills the square with black. Both resize 8-bit pictures with antialiased bicubic, and leave a square
                 of that size as it is. None takes images as they are, with sides that are multiples of the guide's downsample
                 factor. "auto" is "crop" for paths and PIL images, None for arrays and tensors.
+
+        Returns:
+            The tokens of all images as one batch, on the tokenizer's device.
 
         Raises:
             HybridTokenizerError: an image that cannot be read, of another layout, value range or size; a number out of range.
@@ -127,7 +131,7 @@ class HybridTokenizer(Branches):
         Warns:
             UserWarning: floats without a value below 0, which may be in [0, 1].
 
-        Example:
+        Examples:
             >>> tokenizer.encode(["cat.jpg", "dog.jpg"])
             HybridTokens(2 images of 256x256: 32 semantic + 4 + 16 + 64 + 256 guide tokens, made by 'tiny' (0123456789ab))
         """
@@ -203,11 +207,14 @@ class HybridTokenizer(Branches):
             progress: show a bar.
             **options: replace the decoder's defaults for this call; see `DecodeOptions`.
 
+        Returns:
+            The images, of the kind that `output_type` names.
+
         Raises:
             HybridTokenizerError: tokens of another tokenizer, an option out of its range, or weights that decode to pixels
                 that are not finite.
 
-        Example:
+        Examples:
             >>> tokenizer.decode(tokens, size=512, seed=1, strength=0.4, output_type="pil")[0].show()
         """
         check_output_type(output_type)
@@ -272,9 +279,18 @@ class HybridTokenizer(Branches):
         return check_computed(images, "diffusion")
 
     def semantic_embeds(self, tokens: HybridTokens) -> Float[Tensor, "b n d"]:
-        """The generation embeddings of tokens (b 77 d for SEED v1): what the decoder reads of their semantic indices.
+        """The generation embeddings of tokens: what the decoder reads of their semantic indices.
 
-        Example:
+        Args:
+            tokens: of this tokenizer.
+
+        Returns:
+            Floats of shape (b, 77, d) for SEED v1, with d the width that the U-Net reads.
+
+        Raises:
+            HybridTokenizerError: tokens of another tokenizer, or weights that compute values that are not finite.
+
+        Examples:
             >>> cat, dog = tokenizer.encode("cat.jpg"), tokenizer.encode("dog.jpg")
             >>> middle = tokenizer.semantic_embeds(cat).lerp(tokenizer.semantic_embeds(dog), 0.5)
             >>> tokenizer.decode(cat, semantic_embeds=middle)
@@ -318,10 +334,13 @@ class HybridTokenizer(Branches):
             resize: see `encode`.
             **options: further options of `decode`.
 
+        Returns:
+            What `decode` returns.
+
         Raises:
             HybridTokenizerError: as `encode` and `decode` do.
 
-        Example:
+        Examples:
             >>> tokenizer.reconstruct("cat.jpg", output_type="pil")[0].save("decoded.png")
         """
         return self.decode(self.encode(images, guide_scales=guide_scales, resize=resize), size, generator, **options)
@@ -337,10 +356,13 @@ class HybridTokenizer(Branches):
             semantic_of: gives the semantic indices.
             guide_of: gives the guide indices and the image size.
 
+        Returns:
+            As many images as each of the two has.
+
         Raises:
             HybridTokenizerError: batches of different lengths, or tokens of another tokenizer.
 
-        Example:
+        Examples:
             >>> tokenizer.decode(tokenizer.mix(semantic_of=cats, guide_of=dogs))
         """
         return HybridTokens.mix(semantic_of=self.adopt(semantic_of), guide_of=self.adopt(guide_of))
@@ -348,7 +370,14 @@ class HybridTokenizer(Branches):
     def adopt(self, tokens: HybridTokens) -> HybridTokens:
         """The same tokens under today's hash of this tokenizer, after `check_tokens`.
 
-        Tokens from files of version 1 hold a hash that only their tokenizer can check. Decoding takes them as they are.
+        Tokens from files of version 1 hold a hash that only their tokenizer can check. Decoding takes them as they are, and
+        so does everything else once they are adopted.
+
+        Raises:
+            HybridTokenizerError: tokens of another tokenizer.
+
+        Examples:
+            >>> tokenizer.adopt(HybridTokens.load("old.safetensors")).save("new.safetensors")
         """
         self.check_tokens(tokens)
         return HybridTokens(tokens.semantic_indices, tokens.guide_indices, tokens.image_size, self.source)
@@ -369,10 +398,13 @@ class HybridTokenizer(Branches):
             text_vocab_size: how many text ids come first.
             image_size: (height, width) of the images; None is a square of `native_size`.
 
+        Returns:
+            The offsets of all codes, and how long the sequence of an image is.
+
         Raises:
             HybridTokenizerError: a number out of its range, or sides that are no multiples of the downsample factor.
 
-        Example:
+        Examples:
             >>> ids = tokens.to_token_ids(tokenizer.vocabulary(text_vocab_size=32000))
         """
         image_size = (
@@ -446,7 +478,7 @@ class HybridTokenizer(Branches):
         Raises:
             HybridTokenizerError: nothing is there, a file is damaged, or the branches do not fit together.
 
-        Example:
+        Examples:
             >>> HybridTokenizer.from_pretrained("tiny", device="cuda", dtype=torch.bfloat16)
         """
         replacements = {"guide": guide, "semantic": semantic, "diffusion": diffusion}
@@ -472,7 +504,7 @@ class HybridTokenizer(Branches):
         Raises:
             HybridTokenizerError: the folder holds something else.
 
-        Example:
+        Examples:
             >>> tokenizer.save_pretrained("my_tokenizer", dtype=torch.float16)
         """
         facts = {"name": self.name, **({"search_steps": self.search_steps} if self.search_steps else {})}
@@ -491,7 +523,7 @@ class HybridTokenizer(Branches):
         Raises:
             HybridTokenizerError: the hub cannot be reached, or refuses.
 
-        Example:
+        Examples:
             >>> tokenizer.push_to_hub("me/my-tokenizer", private=True)
         """
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,12 @@
 """Full-reference measures on pixels. Every function takes images in [-1, 1] and returns one float64 value per image.
 
 Both sides are first checked for range, clamped and rounded to 8 bits, as in a saved picture. A value does not depend on the
-other images of the batch.
+other images of the batch. A HybridTokenizerError says where a value range is another one.
+
+Examples:
+    >>> decibels = hybrid_tokenizer.metrics.psnr(tokenizer.reconstruct(images), images)
+    >>> decibels.shape, decibels.dtype
+    (torch.Size([2]), torch.float64)
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ PRESETS = Path(__file__).parent
 def list_presets() -> list[str]:
     """The presets whose weights are in the package: the names that `HybridTokenizer.from_pretrained` takes.
 
-    Example:
+    Examples:
         >>> hybrid_tokenizer.list_presets()
         ['tiny']
     """

@@ -30,9 +30,18 @@ class SemanticOutput(NamedTuple):
 
 
 class SemanticTokenizer(nn.Module):
-    """SEED's tokenizer. Images are float [-1, 1], any size; they are resized to the square `config.image_size` inside.
+    """Branch II: SEED's tokenizer. Images are of any size; they are resized to the square `config.image_size` inside.
 
     Distances to the codebook are taken in fp32 whatever the module's dtype or autocast.
+
+    Args:
+        config: every size. The weights are random; `from_pretrained` reads trained ones.
+
+    Examples:
+        >>> semantic = SemanticTokenizer.from_pretrained("outputs/semantic/final")
+        >>> indices = semantic.encode(images)
+        >>> semantic.decode(indices).shape
+        torch.Size([1, 77, 768])
     """
 
     def __init__(self, config: SemanticConfig):
@@ -103,12 +112,32 @@ class SemanticTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
-        """Semantic indices, 0..codebook_size-1. The codebook never moves here; dropout is off in eval mode only."""
+        """Images to semantic indices. The codebook never moves here; dropout is off in eval mode only.
+
+        Args:
+            images: floats in [-1, 1].
+
+        Returns:
+            Codebook positions of shape (b, 32).
+
+        Raises:
+            HybridTokenizerError: another value range, or features that are not finite.
+        """
         return self.quantizer.lookup(check_computed(self.encode_task(self.causal_embeds(images)), "semantic"))[1]
 
     @torch.no_grad()
     def decode(self, semantic_indices: Int[Tensor, "b n"]) -> Float[Tensor, "b m g"]:
-        """Generation embeddings: 77 (SEED v1) or 1 (SEED-2) an image. Raises for indices that are no codes."""
+        """Semantic indices to generation embeddings, the condition of the U-Net.
+
+        Args:
+            semantic_indices: codebook positions of shape (b, 32).
+
+        Returns:
+            Floats of shape (b, 77, width) for SEED v1, (b, 1, width) for SEED-2.
+
+        Raises:
+            HybridTokenizerError: another number of indices, or positions outside the codebook.
+        """
         if semantic_indices.shape[1] != self.num_queries:
             raise HybridTokenizerError(
                 f"{semantic_indices.shape[1]} semantic indices an image, this tokenizer has {self.num_queries}; "
