@@ -1,5 +1,5 @@
-"""A transform code around the networks of an autoencoder: what they learn is added to it, so that training starts in focus
-and in colour."""
+"""A fixed cosine transform beside an autoencoder's networks. The networks learn a correction to it, so training starts
+from a sharp, coloured image."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from hybrid_tokenizer.images import resize_area
 
 CHROMA_DELAY = 1.5
-"""How many steps of frequency a colour difference comes after the luminance: photographs vary that much less in colour."""
+"""How many steps of frequency a colour difference is ordered after the luminance, because photographs vary less in colour."""
 
 
 class LinearPath(nn.Module):
-    """The lowest cosine coefficients of each block of an image as `d` features, and blocks from features.
+    """Maps each block of an image to its `d` lowest cosine coefficients, and coefficients back to blocks.
 
-    Both directions are convolutions of kernel and stride `block` that do not train: Adam's first steps would turn weights
-    as small as these into noise. Features are scaled by 1 / `block`: the first is the block's mean luminance times sqrt(3).
+    Both directions are convolutions with kernel and stride `block` that are not trained: Adam's first steps would
+    destroy weights this small. Features are scaled by 1 / `block`, so the first is the block's mean luminance times
+    sqrt(3).
     """
 
     def __init__(self, dims: int, block: int):
@@ -29,7 +30,7 @@ class LinearPath(nn.Module):
         self.register_buffer("basis", dct_basis(dims, block))
 
     def features(self, images: Float[Tensor, "b 3 H W"], grid_size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
-        """One vector a block of the image, area-resized so that it has `grid_size` blocks."""
+        """One vector per block of the image, which is first area-resized to `grid_size` blocks."""
         height, width = grid_size
         resized = resize_area(images, (height * self.block, width * self.block))
         with full_precision(images.device):  # bf16 would drown the high frequencies
@@ -37,17 +38,19 @@ class LinearPath(nn.Module):
         return rearrange(coefficients / self.block, "b d h w -> b h w d")
 
     def images(self, features: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 hb wb"]:
-        """Blocks side by side; not clamped."""
+        """Image of the blocks side by side. It is not clamped."""
         coefficients = rearrange(features, "b h w d -> b d h w").to(self.basis.dtype) * self.block
         with full_precision(features.device):
             return F.conv_transpose2d(coefficients, self.basis, stride=self.block)
 
 
 class CosineScale(nn.Module):
-    """Between cosine coefficients of blocks, and those of blocks `factor` times as wide that hold factor x factor of them.
+    """Converts cosine coefficients of blocks to those of blocks `factor` times as wide, which cover factor x factor of
+    them, and back.
 
-    A coarse code so says as much of its block as a fine one of its own; means over fine coefficients would say nothing
-    beyond the mean colour. A grid that `factor` does not divide is resized to the nearest that it does, and back.
+    A coarse code thus describes its block in as much detail as a fine code describes its own. Means over fine
+    coefficients would keep little beyond the mean colour. A grid that `factor` does not divide is resized to the
+    nearest grid that it divides, and back.
     """
 
     def __init__(self, dims: int, block: int, factor: int):
@@ -59,14 +62,14 @@ class CosineScale(nn.Module):
         self.register_buffer("kernel", kernel, persistent=False)
 
     def down(self, features: Float[Tensor, "b h w d"], size: tuple[int, int]) -> Float[Tensor, "b _ _ d"]:
-        """Coefficients of the `size` = (height, width) wide blocks."""
+        """Coefficients of the wide blocks, on a grid of `size` = (height, width)."""
         planes = resize_planes(rearrange(features, "b h w d -> b d h w"), [self.factor * side for side in size])
         with full_precision(features.device):
             coarse = F.conv2d(planes, self.kernel.to(planes.dtype), stride=self.factor) / self.factor
         return rearrange(coarse, "b d h w -> b h w d")
 
     def up(self, features: Float[Tensor, "b h w d"], size: tuple[int, int]) -> Float[Tensor, "b _ _ d"]:
-        """What wide blocks alone say of the `size` blocks inside them; `down` of it gives them back up to high frequencies."""
+        """Coefficients of the blocks inside the wide blocks, on a grid of `size`. `down` inverts this up to high frequencies."""
         planes = rearrange(features, "b h w d -> b d h w")
         with full_precision(features.device):
             fine = F.conv_transpose2d(planes, self.kernel.to(planes.dtype), stride=self.factor) * self.factor
@@ -74,14 +77,14 @@ class CosineScale(nn.Module):
 
 
 def resize_planes(planes: Float[Tensor, "b d h w"], size: list[int]) -> Float[Tensor, "b d _ _"]:
-    """Bilinear, and nothing where the size is right."""
+    """Bilinear resize; returns the input if it has the size already."""
     if list(planes.shape[-2:]) == size:
         return planes
     return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """No autocast; the meta device has none to switch off, and refuses to be asked."""
+    """A context without autocast. The meta device has no autocast and raises when asked to disable it."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

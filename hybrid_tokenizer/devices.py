@@ -14,37 +14,37 @@ INDUCTOR = "inductor"
 
 
 def count_parameters(network: nn.Module) -> str:
-    """How many numbers a network trains, for people."""
+    """Number of trainable parameters, formatted for people."""
     return f"{sum(weight.numel() for weight in network.parameters()) / 1e6:.1f} M parameters"
 
 
 def compile_in_place(
     network: nn.Module, mode: str = "default", backend: str = INDUCTOR, fullgraph: bool = False
 ) -> nn.Module:
-    """The network's calls go through torch.compile; each new shape compiles anew, once. `mode` is for inductor alone.
+    """Run the network's calls through torch.compile. Each new input shape is compiled once. `mode` applies to inductor only.
 
-    On a CPU inductor also packs the weights for its convolutions (its `freezing`, which from here on holds for everything
-    that the process compiles): a call without gradients no longer sees weights that are changed after the first.
+    On a CPU inductor also packs the weights of convolutions (`freezing`, which from then on applies to everything that
+    the process compiles). Calls without gradients then ignore weights that change after the first call.
     """
     on_cpu = all(weight.device.type == "cpu" for weight in network.parameters())
     if backend == INDUCTOR and on_cpu:
-        # read when a network is traced, so that the options of one torch.compile come too late
+        # read when a network is traced; the options of a single torch.compile call come too late
         torch._inductor.config.freezing = True
     network.compile(fullgraph=fullgraph, backend=backend, mode=mode if backend == INDUCTOR else None)
     return network
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Of this process; (0, 1) outside a distributed run."""
+    """Rank and world size of this process; (0, 1) outside a distributed run."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def choose_device(device: str | None) -> torch.device:
-    """`device`, or without one the GPU where there is one. Raises when torch does not know or have it."""
+    """`device`, or if None the GPU if there is one. Raises if torch does not know or does not have the device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState  # joins the processes and knows which device is whose
+        from accelerate import PartialState  # joins the processes and assigns a device to each
 
         return PartialState(cpu=not torch.accelerator.is_available()).device
     try:
@@ -57,14 +57,14 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def sum_over_ranks(values: Num[Tensor, "*s"]) -> Num[Tensor, "*s"]:
-    """Summed over the processes of a distributed run, where there is one."""
+    """Sum over the processes of a distributed run. Outside one, the value itself."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def same_on_all_ranks(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """Rank 0's values on every process of a distributed run, where there is one."""
+    """Rank 0's values on every process of a distributed run. Outside one, the values themselves."""
     if dist.is_available() and dist.is_initialized():
         values = values.contiguous()
         dist.broadcast(values, src=0)
@@ -72,7 +72,8 @@ def same_on_all_ranks(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
 
 
 def gather_over_ranks(value: Any) -> list[Any]:
-    """`value` of every process of a distributed run, by rank: anything that pickle takes. Every process must call it."""
+    """`value` of every process of a distributed run, in rank order. It may be anything that pickles. Every process must
+    call this."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return [value]

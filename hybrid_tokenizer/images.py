@@ -1,4 +1,4 @@
-"""The only code that knows value ranges and resizing.
+"""Value ranges and resizing. No other module converts between ranges or resizes images.
 
 Inside the package images are float tensors in [-1, 1], layout b 3 h w. PIL images and uint8 arrays exist at the edges.
 """
@@ -16,7 +16,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-RANGE_SLACK = 1.0  # decoders overshoot [-1, 1]; anything beyond [-2, 2] is another value range
+RANGE_SLACK = 1.0  # decoders overshoot [-1, 1]; values beyond [-2, 2] mean another value range
 CPU_PIXELS_AT_ONCE = 2 * 256 * 256
 LONG_STRIP = 4  # sides to one
 
@@ -67,12 +67,13 @@ def check_range(images: Float[Tensor, "*b 3 h w"]) -> None:
 
 
 def clamp_finite(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Clamped to [-1, 1], and NaN where not finite: an infinity is no white pixel. The device is not waited for."""
+    """Clamp to [-1, 1], with NaN in place of infinities, which must not become white pixels. Does not synchronise with
+    the device."""
     return torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
 
 
 def check_computed(values: Float[Tensor, "..."], branch: str) -> Float[Tensor, "..."]:
-    """`values` where all are finite; raises and names the branch of the model that computed them where not."""
+    """Return `values` if all are finite. Otherwise raise, naming the branch of the model that computed them."""
     if values.is_meta or not values.numel() or all(bound.isfinite() for bound in values.aminmax()):
         return values
     raise HybridTokenizerError(
@@ -82,12 +83,12 @@ def check_computed(values: Float[Tensor, "..."], branch: str) -> Float[Tensor, "
 
 
 def resize_area(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
-    """`Resize` of eq. 4: the mean over each target pixel's area (antialiased). One choice for loss, warm start and control."""
+    """`Resize` of eq. 4: the antialiased mean over each target pixel's area. Losses, warm starts and controls all use it."""
     return F.interpolate(images, size=size, mode="area")
 
 
 def resize_bicubic(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
-    """Antialiased bicubic, up or down. May overshoot [-1, 1] by a little."""
+    """Antialiased bicubic resize, up or down. It may overshoot [-1, 1] slightly."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True).to(
@@ -107,18 +108,19 @@ def in_chunks(
     batch: Num[Tensor, "b ..."],
     chunk_size: int | None,
 ) -> Num[Tensor, "b ..."]:
-    """`function` of a batch, at most `chunk_size` entries at once; None takes the whole batch."""
+    """Apply `function` to a batch in chunks of at most `chunk_size`. None takes the whole batch at once."""
     if chunk_size is None or len(batch) <= chunk_size:
         return function(batch)
     return torch.cat([function(chunk) for chunk in batch.split(chunk_size)])
 
 
 def full_resolution_chunk(device: torch.device, size: tuple[int, int] | None = None) -> int | None:
-    """How many images to run at once through convolutions at full resolution.
+    """How many images to run together through convolutions at full resolution.
 
-    On a CPU one: its activations stay in the cache and below the size from which every allocation is a new mapping of zeroed
-    pages. A batch of 8 is 1.2 to 1.4 times slower an image. With `size`, height and width, as many as hold the pixels of two
-    images of 256 px: fastest where convolutions begin at half the size, as in the guide's encoder.
+    On a CPU it is one: the activations then stay in the cache, and allocations stay below the size at which each one
+    maps newly zeroed pages. A batch of 8 takes 1.2 to 1.4 times as long per image. With `size` = (height, width) it is
+    as many images as hold the pixels of two images of 256 px, which is fastest where convolutions start at half the
+    resolution, as in the guide's encoder.
     """
     if device.type != "cpu":
         return None
@@ -128,8 +130,8 @@ def full_resolution_chunk(device: torch.device, size: tuple[int, int] | None = N
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """Shorter side to `size` (up or down, antialiased bicubic), then the centre `size` x `size`.
 
-    Of a long strip only the part that is kept is resized: strips of any length need the memory of one square. The two ways
-    differ by rounding, so ordinary pictures stay on the first.
+    For a long strip only the part that is kept is resized, so that strips of any length need the memory of one square.
+    The two ways differ by rounding, so ordinary pictures keep the first.
     """
     width, height = image.size
     scale = size / min(width, height)

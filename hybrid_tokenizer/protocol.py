@@ -1,12 +1,11 @@
-"""What every row of a table implements, so that evaluation knows no tokenizer by name.
+"""The protocol that every row of a table implements, so that evaluation does not depend on any tokenizer's class.
 
 Evaluation encodes a row that is a `PairTokenizer` with `encode_pair(images, next_images)` and any other row with
 `encode(images)`, then decodes both alike. `next_images` holds, for every image, the next one of the set in sorted order
-(the last image's is the first). A generator belongs to one call: an image's result is a function of the generator's state
-and of its own tokens, so passing `torch.Generator().manual_seed(seed)` anew for every batch keeps results independent of
-the batch size. Optional attributes of a row:
-- `deterministic` (bool): every generator gives the same images, so one seed is enough;
-- `compare_to` (str): the name of the row that its paired differences are taken to;
+(the last image's is the first). A generator belongs to one call. An image's result is a function of the generator's
+state and of the image's own tokens. Results are independent of the batch size if every batch gets a new
+`torch.Generator().manual_seed(seed)`. Optional attributes of a row: - `deterministic` (bool): every generator gives the
+same images, so one seed is enough; - `compare_to` (str): the name of the row that its paired differences are taken to;
 - `reference_size` (int): the side that it decodes to, where it is compared to the area-resized image.
 """
 
@@ -23,7 +22,7 @@ class ImageTokenizer(Protocol):
 
     name: str
     native_size: int | None
-    """The side in pixels that the tokenizer wants, or None where any size works."""
+    """The side in pixels that the tokenizer was trained for, or None if any size works."""
 
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> Any:
         """Images to tokens."""
@@ -42,10 +41,10 @@ class ImageTokenizer(Protocol):
 
 @runtime_checkable
 class PairTokenizer(ImageTokenizer, Protocol):
-    """A control row whose tokens come in part from another image of the set."""
+    """A control row that takes part of its tokens from another image of the set."""
 
     needs_next: bool
-    """True: what tells these rows apart without isinstance."""
+    """True. Tells these rows apart without isinstance."""
 
     def encode_pair(
         self,

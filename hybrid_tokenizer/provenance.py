@@ -1,4 +1,4 @@
-"""Where a number came from: revision, versions, machine."""
+"""Provenance of a result: revision, package versions and machine."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that this package runs from, with `-dirty` for uncommitted changes; None outside one."""
+    """Commit of the checkout that this package runs from, with `-dirty` for uncommitted changes. None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -29,7 +29,7 @@ def git_revision() -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the packages that can change a number."""
+    """Versions of the packages that can change a result."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -40,7 +40,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, accelerator."""
+    """Processor, number of cores, and accelerator."""
     name = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -59,5 +59,5 @@ def machine() -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """All of the above."""
+    """Revision, versions and machine as one dictionary."""
     return {"revision": git_revision(), "versions": versions(), "machine": machine()}

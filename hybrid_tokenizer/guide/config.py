@@ -1,4 +1,4 @@
-"""Every number of Branch I. What follows from them is a property; contradictions cannot be built."""
+"""Configuration of Branch I. Derived sizes are properties; a contradictory configuration raises when it is built."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,23 +10,24 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers.config import QuantizerConfig
 
 STEMS = ("none", "residual_front", "unshuffle", "appended")
-NESTED_KINDS = ("vq", "ema", "simvq")  # the others' codes have a fixed length and cannot follow a shrinking residual
+# Codes of the other kinds have a fixed length, so they cannot represent a shrinking residual.
+NESTED_KINDS = ("vq", "ema", "simvq")
 SCALE_INTERPOLATIONS = ("bicubic", "bilinear", "cosine")
 PAPER_GUIDE_SIZES = (128, 64, 32, 16)
 
 
 @dataclass
 class GuideConfig:
-    """Branch I. Lists over levels run from the highest resolution to the lowest, for the decoder as well.
+    """Configuration of Branch I. Lists over levels run from the highest resolution to the lowest, for the decoder as well.
 
-    The encoder's levels take the image to the token grid together with the stem, which takes care of `stem_factor`:
-    `residual_front` (area resize plus a learned residual), `unshuffle` (pixel unshuffle), `appended` (further levels of
-    the last width below the trunk) or `none`. The decoder's levels take the grid to the guide image.
+    The encoder's levels and the stem together reduce the image to the token grid. The stem contributes `stem_factor`:
+    `residual_front` (area resize plus a learned residual), `unshuffle` (pixel unshuffle), `appended` (further levels
+    below the trunk, as wide as its last) or `none`. The decoder's levels upsample the grid to the guide image.
     `image_size` is the training size and the default; any size with multiples of `downsample_factor` works.
-    `linear_path` adds the networks to a transform code of the resized image (`dct.py`), for training from
-    nothing, and `refiner_blocks` of `refiner_channels` work on the guide image; published weights have neither.
-    `scale_interpolation` brings a coarse scale's codes to the full grid: smoothly, each code being a mean (VAR), or
-    `cosine`, each being the coefficients of a wider block (`dct.CosineScale`).
+    `linear_path` adds the networks' outputs to a transform code of the resized image (`dct.py`), which helps training
+    from scratch. `refiner_blocks` blocks of `refiner_channels` refine the guide image. Published weights have neither.
+    `scale_interpolation` upsamples a coarse scale's codes to the full grid. Each code is a mean, interpolated smoothly
+    (VAR), or with `cosine` the coefficients of a wider block (`dct.CosineScale`).
     """
 
     image_size: int = 256
@@ -129,12 +130,12 @@ class GuideConfig:
 
     @property
     def downsample_factor(self) -> int:
-        """Image pixels a token, along a side."""
+        """Image pixels per token along each side."""
         return self.stem_factor * 2 ** (len(self.encoder_channels) - 1)
 
     @property
     def upsample_factor(self) -> int:
-        """Guide pixels a token, along a side."""
+        """Guide pixels per token along each side."""
         return 2 ** (len(self.decoder_channels) - 1)
 
     @property
@@ -144,16 +145,16 @@ class GuideConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens an image at `image_size`, all scales together."""
+        """Tokens per image at `image_size`, over all scales."""
         return sum(h * w for h, w in self.scale_sizes(self.grid_size((self.image_size, self.image_size))))
 
     @property
     def bits(self) -> float:
-        """Bits an image at `image_size`."""
+        """Bits per image at `image_size`."""
         return self.num_tokens * math.log2(self.quantizer.codebook_size)
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """The token grid (h, w) of an image of (height, width); raises when a side is not a multiple of the factor."""
+        """The token grid (h, w) of an image of (height, width). Raises when a side is not a multiple of the factor."""
         height, width = image_size
         factor = self.downsample_factor
         if height % factor or width % factor or height < 1 or width < 1:
@@ -164,7 +165,7 @@ class GuideConfig:
         return height // factor, width // factor
 
     def scale_sizes(self, grid_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """The grids, coarse to fine, whose full one is `grid_size`; one grid without `guide_scales`."""
+        """The grids from coarse to fine; the last is `grid_size`. Without `guide_scales` there is one grid."""
         if self.guide_scales is None:
             return [grid_size]
         full = self.guide_scales[-1]
@@ -172,15 +173,16 @@ class GuideConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "the guide configuration") -> "GuideConfig":
-        """The configuration of a `config.json`; unknown names and values of another type raise."""
+        """The configuration in a `config.json`. Raises on unknown names and on values of the wrong type."""
         return from_json(cls, values, source)
 
     @classmethod
     def tiny(cls, guide_size: int = 128, nested: bool = False) -> "GuideConfig":
-        """The embedded preset at 256 px: trains on CPU cores. `guide_size` 128, 64, 32 or 16 is 256, 64, 16 or 4 tokens."""
+        """The embedded preset at 256 px, small enough to train on a CPU. A `guide_size` of 128, 64, 32 or 16 gives 256,
+        64, 16 or 4 tokens."""
         return cls(
             image_size=256,
-            encoder_channels=[32, 64, 128, 192],  # width where it is cheap: most parameters work on the token grid
+            encoder_channels=[32, 64, 128, 192],  # wide where it is cheap: most parameters act on the token grid
             decoder_channels=[32, 64, 128, 192],
             encoder_layers=1,
             decoder_layers=0,
@@ -188,12 +190,14 @@ class GuideConfig:
             decoder_attention=[],
             z_channels=8,
             norm_type="group",
-            norm_num_groups=4,  # 32 groups of 32 channels would norm each channel by itself: no mean colour, and twice as slow
+            # 32 groups of 32 channels would normalise each channel separately. That removes the mean colour and
+            # takes twice as long.
+            norm_num_groups=4,
             stem="unshuffle",
             stem_factor=stem_factor_of(256, guide_size),
             linear_path=True,
             refiner_blocks=4,
-            # the commitment of the VQ-VAE paper: at 1 the features follow the codes and stop moving
+            # the VQ-VAE paper's commitment weight: at 1 the features follow the codes and stop moving
             quantizer=QuantizerConfig(kind="ema", codebook_size=16384, codebook_dim=8, commitment_weight=0.25),
             guide_scales=[2, 4, 8, 16] if nested else None,
             scale_interpolation="cosine" if nested else "bicubic",
@@ -210,7 +214,7 @@ class GuideConfig:
 
     @classmethod
     def movqgan(cls, size: str = "270M", **changes: Any) -> "GuideConfig":
-        """MoVQGAN's published sizes: 67M, 102M, 270M (f8, 16384 codes of width 4); `changes` are further fields."""
+        """MoVQGAN's published sizes: 67M, 102M and 270M (f8, 16384 codes of width 4). `changes` override further fields."""
         sizes = {"67M": (128, 2), "102M": (128, 4), "270M": (256, 2)}
         if size not in sizes:
             raise HybridTokenizerError(f"MoVQGAN size {size!r} is unknown; use one of {', '.join(sizes)}")
@@ -231,7 +235,7 @@ def nearest_multiple(value: int, factor: int) -> int:
 
 
 def stem_factor_of(image_size: int, guide_size: int) -> int:
-    """What an f8 trunk leaves to the stem, so that an image gives a guide of `guide_size`."""
+    """The factor that the stem must contribute beside an f8 trunk, so that an image gives a guide of `guide_size`."""
     if guide_size < 8 or guide_size % 8 or image_size % guide_size:
         raise HybridTokenizerError(
             f"guide_size={guide_size} must be a multiple of 8 that divides image_size={image_size}; "

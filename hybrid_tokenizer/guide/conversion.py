@@ -1,4 +1,4 @@
-"""MoVQ's published weights to a guide tokenizer's folder."""
+"""Convert MoVQ's published weights to a guide tokenizer's folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from hybrid_tokenizer.guide.warm_start import read_base
 
 
 def convert_movq(paths: Sequence[Path], folder: Path) -> list[str]:
-    """MoVQGAN's checkpoint file or Kandinsky's `movq` folder to `folder`: a guide tokenizer without a stem.
+    """Write MoVQGAN's checkpoint file or Kandinsky's `movq` folder to `folder` as a guide tokenizer without a stem.
 
-    `guide.init=FOLDER` starts training from it. Returns lines on what was written.
+    `guide.init=FOLDER` starts training from it. Returns lines that describe what was written.
     """
     if len(paths) != 1:
         raise HybridTokenizerError(

@@ -1,4 +1,4 @@
-"""PatchGAN: one logit for every patch of a guide image."""
+"""PatchGAN discriminator: one logit per patch of a guide image."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 
 @dataclass
 class DiscriminatorConfig:
-    """`layers` strided levels; MoVQGAN uses 2 of width 64, VQGAN 3."""
+    """Sizes of the discriminator: `layers` strided levels. MoVQGAN uses 2 levels of width 64, VQGAN 3."""
 
     channels: int = 64
     layers: int = 2
@@ -23,7 +23,7 @@ class DiscriminatorConfig:
 
     @property
     def smallest_side(self) -> int:
-        """Below this side no logit is left: the two last convolutions take one pixel each."""
+        """Smallest side that leaves a logit: the last two convolutions remove one pixel each."""
         return 3 * 2**self.layers
 
 
@@ -52,12 +52,12 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 _ _"]:
-        """Logits, high where a patch looks real."""
+        """Logits per patch; high means real."""
         self.check_side(min(images.shape[-2:]))
         return self.body(images)
 
     def check_side(self, side: int) -> None:
-        """Raise when guide images of this shorter side leave no logit."""
+        """Raise when guide images with this shorter side leave no logit."""
         if side < self.config.smallest_side:
             raise HybridTokenizerError(
                 f"guide images of {side} px are too small for {self.config.layers} discriminator layers, which need "

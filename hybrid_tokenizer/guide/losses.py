@@ -10,7 +10,7 @@ from torch import Tensor
 from hybrid_tokenizer.images import resize_area
 
 SMALLEST_PERCEPTUAL_SIDE = 64
-"""Feature networks see little sense in smaller images."""
+"""Smallest side for the perceptual term: feature networks are not meaningful on smaller images."""
 
 
 def guide_target(images: Float[Tensor, "b 3 H W"], size: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
@@ -21,13 +21,14 @@ def guide_target(images: Float[Tensor, "b 3 H W"], size: tuple[int, int]) -> Flo
 def recon_loss(guide_images: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
     """Eq. 5 against `guide_target`.
 
-    The mean over the guide's own pixels: eq. 5's upper limit H*W*C is a slip, the resized target has only h*w*C values.
+    The mean is over the guide's own pixels. The upper limit H*W*C printed in eq. 5 is a slip: the resized target has
+    only h*w*C values.
     """
     return F.mse_loss(guide_images.float(), target.float())
 
 
 def recon_losses(guide_images: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
-    """Eq. 5 of each image by itself."""
+    """Eq. 5 per image."""
     target = guide_target(images, (guide_images.shape[-2], guide_images.shape[-1]))
     return (guide_images.float() - target.float()).square().mean((1, 2, 3))
 
@@ -38,33 +39,34 @@ def perceptual_loss(
     distance: Callable[[Tensor, Tensor], Tensor],
     smallest_side: int = SMALLEST_PERCEPTUAL_SIDE,
 ) -> Float[Tensor, ""]:
-    """Mean of `distance` (two image batches in [-1, 1] to one number an image); 0 for guides under `smallest_side`."""
+    """Mean of `distance`, which maps two image batches in [-1, 1] to one number per image. 0 for guides smaller than
+    `smallest_side`."""
     if min(guide_images.shape[-2:]) < smallest_side:
         return guide_images.new_zeros(())
     return distance(guide_images, target).mean()
 
 
 def discriminator_loss(real_logits: Float[Tensor, "*r"], fake_logits: Float[Tensor, "*f"]) -> Float[Tensor, ""]:
-    """Hinge loss of the discriminator (Esser et al. 2021); both logits come from detached images."""
+    """Hinge loss of the discriminator (Esser et al. 2021). Both sets of logits come from detached images."""
     return (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()) / 2
 
 
 def adversarial_loss(fake_logits: Float[Tensor, "*f"]) -> Float[Tensor, ""]:
-    """What the tokenizer minimises: the discriminator's logits of its guides, negated."""
+    """The tokenizer's adversarial loss: the negated logits of its guides."""
     return -fake_logits.mean()
 
 
 def adversarial_factor(step: int, start_step: int) -> float:
-    """0 before `start_step`, then 1: a discriminator that judges noise only harms."""
+    """0 before `start_step`, then 1: adversarial gradients on early, noisy guides do harm."""
     return float(step >= start_step)
 
 
 def adaptive_weight(
     rest: Float[Tensor, ""], adversarial: Float[Tensor, ""], last_weight: Float[Tensor, "*w"], largest: float = 1e4
 ) -> Float[Tensor, ""]:
-    """VQGAN's eq. 7: how the gradient norms of the other losses and of the adversarial one compare at the last layer.
+    """VQGAN's eq. 7: the ratio of the gradient norms of the other losses and the adversarial loss at the last layer.
 
-    Both losses must still have their graph; the result has none.
+    Both losses must have a graph; the result is detached.
     """
     (grad_rest,) = torch.autograd.grad(rest, last_weight, retain_graph=True)
     (grad_adversarial,) = torch.autograd.grad(adversarial, last_weight, retain_graph=True)

@@ -1,4 +1,4 @@
-"""What a decoder of few codes leaves undone: seams between blocks, seen where they are, in the picture."""
+"""The refiner: removes the seams between blocks that a decoder of few codes leaves in the guide image."""
 
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Refiner(nn.Module):
-    """`x + g(x)` on guide images, g a stack of convolutions at half resolution whose last one starts at zero."""
+    """`x + g(x)` on guide images, where g is a stack of convolutions at half resolution whose last one is initialised to zero."""
 
     def __init__(self, blocks: int, channels: int):
         super().__init__()
@@ -27,5 +27,5 @@ class Refiner(nn.Module):
         return self.body[-2]
 
     def forward(self, guide_images: Float[Tensor, "b 3 gh gw"]) -> Float[Tensor, "b 3 gh gw"]:
-        """Even sides; not clamped."""
+        """Refine guide images with even sides. The result is not clamped."""
         return guide_images + self.body(guide_images)

@@ -1,7 +1,7 @@
 """The encoder's code search: analysis by synthesis, as in speech and video codecs.
 
-The encoder's one pass does not see what its codes decode to. The search takes gradient steps on the encoder's features,
-through the frozen decoder. It changes no weight, and decoding is the same however the codes were found.
+A single encoder pass does not see the images that its codes decode to. The search takes gradient steps on the encoder's
+features through the frozen decoder. It changes no weight, and decoding does not depend on how the codes were found.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 LEARNING_RATE = 0.012
-"""For Adam on the features (docs/experiments.md)."""
+"""Learning rate of Adam on the features (docs/experiments.md)."""
 
 CodeGrids = tuple[Int[Tensor, "b _ _"], ...]
 GuideLosses = Callable[[Float[Tensor, "b 3 gh gw"]], Float[Tensor, "b"]]
-"""Guide images as decoded, not clamped, to one loss per image, with a gradient."""
+"""Maps unclamped guide images to one differentiable loss per image."""
 
 
 @runtime_checkable
 class CodedGuide(Protocol):
-    """What the search needs of a GuideTokenizer."""
+    """The methods of a GuideTokenizer that the search calls."""
 
     def nearest_codes(self, features: Float[Tensor, "b h w d"], guide_scales: int | None = None) -> CodeGrids: ...
 
@@ -37,9 +37,9 @@ def search_codes(
     steps: int,
     guide_scales: int | None = None,
 ) -> CodeGrids:
-    """For each image the codes of lowest loss among the encoder's own and those after each of `steps` steps.
+    """Per image, the codes of lowest loss among the encoder's own and those after each of `steps` gradient steps.
 
-    The gradient passes straight through the quantizer. Images influence each other only by rounding.
+    The quantizer's gradient is straight-through. Images affect each other only through rounding.
     """
     with torch.inference_mode(False), torch.enable_grad():
         moved = features.detach().float().clone().requires_grad_(True)
@@ -57,7 +57,7 @@ def search_codes(
                 torch.where(better[:, None, None], new, old) for new, old in zip(grids, best or grids, strict=True)
             )
             if step < steps:
-                # Gradient of the features alone: no weight gets one.
+                # Gradients of the features only, not of the weights.
                 (moved.grad,) = torch.autograd.grad(losses.sum(), moved)
                 optimizer.step()
     return best

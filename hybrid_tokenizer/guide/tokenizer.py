@@ -25,23 +25,23 @@ from hybrid_tokenizer.images import check_computed, full_resolution_chunk, in_ch
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
 SEARCHED_AT_ONCE = 16
-"""Images on a GPU: the gradient keeps every layer of a decode in memory."""
+"""Images per batch of the search on a GPU: the gradient keeps every layer of a decode in memory."""
 
 
 class GuideOutput(NamedTuple):
-    """One training pass."""
+    """Output of one training pass."""
 
     guide_images: Float[Tensor, "b 3 gh gw"]
     quantized: Quantized
-    """Of the full grid; the losses are unweighted, and means over the scales of a nested guide."""
+    """Of the full grid. The losses are unweighted; for a nested guide they are means over its scales."""
     indices: tuple[Int[Tensor, "b h w"], ...]
     """Coarse to fine."""
 
 
 class ResidualFront(nn.Module):
-    """`resize_area(x) + g(x)` with a zero-initialised last convolution in g: at step 0 the trunk sees the resized image.
+    """`resize_area(x) + g(x)`, where g's last convolution is initialised to zero: at step 0 the trunk sees the resized image.
 
-    g is log2(factor) strided levels on the full-resolution image, so training adds what the resize throws away.
+    g has log2(factor) strided levels on the full-resolution image, so training can add what the resize discards.
     """
 
     def __init__(self, factor: int, channels: int):
@@ -61,7 +61,7 @@ class ResidualFront(nn.Module):
 
 
 class GuideTokenizer(nn.Module):
-    """Branch I: MoVQ's encoder, codebook and decoder, with a deeper encoder and, with `guide_scales`, a nested code.
+    """Branch I: MoVQ's encoder, codebook and decoder, with a deeper encoder. With `guide_scales` the code is nested.
 
     Tokens depend on rounding near decision boundaries: encode in fp32 where they must agree between machines.
 
@@ -127,31 +127,32 @@ class GuideTokenizer(nn.Module):
 
     @property
     def downsample_factor(self) -> int:
-        """Image pixels a token, along a side."""
+        """Image pixels per token along each side."""
         return self.config.downsample_factor
 
     @property
     def upsample_factor(self) -> int:
-        """Guide pixels a token, along a side."""
+        """Guide pixels per token along each side."""
         return self.config.upsample_factor
 
     @property
     def codebook_size(self) -> int:
-        """Codes in the one codebook that all scales share."""
+        """Number of codes. All scales share one codebook."""
         return self.config.quantizer.codebook_size
 
     @property
     def last_weight(self) -> Float[Tensor, "..."]:
-        """Of the last trained convolution: where VQGAN's adaptive weight compares gradients."""
+        """Weight of the last trained convolution, where VQGAN's adaptive weight compares gradients."""
         return self.decoder.conv_out.weight if self.refiner is None else self.refiner.last.weight
 
     def decoding_modules(self) -> list[nn.Module]:
-        """What makes guide images of codes. In fp16 they need fp32: the embedded preset's activations reach 130,000."""
+        """The modules that decode codes to guide images. Under fp16 they must stay fp32: the embedded preset's
+        activations reach 130,000."""
         modules = [self.post_quant_conv, self.decoder, self.refiner, self.linear_path]
         return [module for module in modules if module is not None]
 
     def num_tokens(self, guide_indices: Sequence[Int[Tensor, "b _ _"]]) -> int:
-        """Tokens an image."""
+        """Tokens per image."""
         return sum(grid.shape[1] * grid.shape[2] for grid in guide_indices)
 
     def guide_scale_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -159,16 +160,16 @@ class GuideTokenizer(nn.Module):
         return self.config.scale_sizes(self.config.grid_size(image_size))
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b h w d"]:
-        """What the codebook quantizes."""
+        """The encoder's features, which the codebook quantizes."""
         grid_size = self.config.grid_size((images.shape[-2], images.shape[-1]))
         encoded = self.encoder(self.stem(images.to(self.quant_conv.weight.dtype)))
         features = rearrange(self.quant_conv(encoded), "b d h w -> b h w d")
         return features if self.linear_path is None else features + self.linear_path.features(images, grid_size)
 
     def decode_quantized(self, quantized: Float[Tensor, "b h w d"]) -> Float[Tensor, "b 3 gh gw"]:
-        """Codes, or their sum over scales, to guide images; not clamped."""
+        """Decode code vectors, or their sum over scales, to guide images. The result is not clamped."""
         codes = rearrange(quantized, "b h w d -> b d h w").to(self.post_quant_conv.weight.dtype)
-        # MoVQ: the norms see the codes themselves, only the decoder's input goes through post_quant_conv
+        # MoVQ: the norms read the code vectors themselves; only the decoder's input passes post_quant_conv
         condition = codes if self.config.norm_type == "spatial" else None
         decoded = self.decoder(self.post_quant_conv(codes), condition)
         if self.linear_path is not None:
@@ -176,7 +177,7 @@ class GuideTokenizer(nn.Module):
         return decoded if self.refiner is None else self.refiner(decoded)
 
     def forward(self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None) -> GuideOutput:
-        """One training pass. `generator` draws the prefixes of a nested guide; without it torch's own state does."""
+        """One training pass. `generator` draws the prefixes of a nested guide; None uses torch's global generator."""
         features = self.features(images)
         if self.config.guide_scales is None:
             quantized = self.quantizer(features)
@@ -196,8 +197,8 @@ class GuideTokenizer(nn.Module):
 
         Args:
             images: floats in [-1, 1], sides multiples of `downsample_factor`.
-            guide_scales: how many grids of a nested guide to keep, from the coarsest; None keeps all.
-            search_steps: above 0, so many steps of `search` for codes of lower eq. 5.
+            guide_scales: how many grids of a nested guide to keep, starting at the coarsest. None keeps all.
+            search_steps: gradient steps of `search` for codes with a lower loss of eq. 5. 0 is one encoder pass.
 
         Returns:
             Grids of codebook positions of shape (b, h, w), coarse to fine; one grid for a guide of one size.
@@ -222,10 +223,10 @@ class GuideTokenizer(nn.Module):
         steps: int,
         guide_scales: int | None = None,
     ) -> CodeGrids:
-        """`encode`, and `steps` of `search.search_codes` from there. `losses_for` gives the losses of some rows of `images`.
+        """`encode`, followed by `steps` of `search.search_codes`. `losses_for` returns the losses for a slice of `images`.
 
-        Image by image on a CPU, so that no image's codes depend on its batch. Where two codes are about as good, rounding
-        decides: numbers of threads, machines and batches on a GPU may differ in some codes.
+        On a CPU images are searched one at a time, so codes do not depend on the batch. Between two nearly equal codes
+        rounding decides, so a few codes may differ between thread counts, machines, and batches on a GPU.
         """
         if steps < 0:
             raise HybridTokenizerError(f"search_steps={steps} must not be negative; 0 does not search")
@@ -239,7 +240,7 @@ class GuideTokenizer(nn.Module):
         return tuple(torch.cat(grids) for grids in zip(*found, strict=True))
 
     def check_scales(self, guide_scales: int | None) -> None:
-        """Raise where `guide_scales` is no number of this guide's scales; None stands for all."""
+        """Raise when `guide_scales` is not between 1 and this guide's number of scales. None means all of them."""
         scales = len(self.config.guide_scales or [0])
         if guide_scales is not None and not 1 <= guide_scales <= scales:
             raise HybridTokenizerError(
@@ -247,13 +248,13 @@ class GuideTokenizer(nn.Module):
             )
 
     def nearest_codes(self, features: Float[Tensor, "b h w d"], guide_scales: int | None = None) -> CodeGrids:
-        """The grids of what `features` returns, coarse to fine."""
+        """Quantize what `features` returns to grids of indices, coarse to fine."""
         if self.config.guide_scales is None:
             return (self.quantizer.lookup(features)[1],)
         return tuple(indices for _, indices in self._residual_scales(features)[:guide_scales])
 
     def code_sum(self, grids: Sequence[Int[Tensor, "b _ _"]], grid_size: tuple[int, int]) -> Float[Tensor, "b h w d"]:
-        """The codes of all grids, on the full grid."""
+        """Sum of all grids' code vectors on the full grid."""
         if self.config.guide_scales is None:
             return self.quantizer.codes(grids[0])
         return sum(self.to_full_grid(self.quantizer.codes(grid), grid_size, i) for i, grid in enumerate(grids))
@@ -262,11 +263,11 @@ class GuideTokenizer(nn.Module):
     def decode(
         self, guide_indices: Sequence[Int[Tensor, "b _ _"]], grid_size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b 3 gh gw"]:
-        """Indices alone to guide images. Any prefix of a nested guide decodes at the full size.
+        """Decode indices to guide images. Any prefix of a nested guide decodes at full size.
 
         Args:
             guide_indices: grids of shape (b, h, w), coarse to fine.
-            grid_size: (h, w) of the full grid. A prefix does not always tell it: 3 coarse rows may stand for 12 or 13.
+            grid_size: (h, w) of the full grid. A prefix does not always determine it: 3 coarse rows may belong to 12 or 13.
 
         Returns:
             Floats in about [-1, 1], not clamped, of `upsample_factor` times the full grid.
@@ -308,7 +309,7 @@ class GuideTokenizer(nn.Module):
     def to_full_grid(
         self, codes: Float[Tensor, "b _ _ d"], size: tuple[int, int], scale: int
     ) -> Float[Tensor, "b h w d"]:
-        """Codes of the scale of that number as features of the full grid."""
+        """Upsample the code vectors of scale number `scale` to the full grid."""
         if tuple(codes.shape[1:3]) == tuple(size):
             return codes
         if self.cosine_scales is not None:
@@ -320,7 +321,7 @@ class GuideTokenizer(nn.Module):
     def to_scale(
         self, features: Float[Tensor, "b h w d"], size: tuple[int, int], scale: int
     ) -> Float[Tensor, "b _ _ d"]:
-        """What the scale of that number quantizes of features of the full grid; the features themselves at full size."""
+        """Downsample features of the full grid to what scale number `scale` quantizes. At full size they are unchanged."""
         if tuple(features.shape[1:3]) == size:
             return features
         if self.cosine_scales is not None:
@@ -331,9 +332,9 @@ class GuideTokenizer(nn.Module):
     def _residual_scales(
         self, features: Float[Tensor, "b h w d"]
     ) -> list[tuple[Float[Tensor, "b _ _ d"], Int[Tensor, "b _ _"]]]:
-        """VAR's residual loop (Tian et al. 2024, algorithm 1, without its convolutions): each scale's input and indices.
+        """VAR's residual loop (Tian et al. 2024, algorithm 1, without its convolutions). Yields each scale's input and indices.
 
-        The inputs carry the features' gradient; what coarser scales subtract is a constant.
+        The inputs carry the features' gradient; the codes that coarser scales subtract are constants.
         """
         size = (features.shape[1], features.shape[2])
         subtracted = torch.zeros_like(features)
@@ -348,7 +349,7 @@ class GuideTokenizer(nn.Module):
     def _quantize_nested(
         self, features: Float[Tensor, "b h w d"], generator: torch.Generator | None
     ) -> tuple[Quantized, tuple[Int[Tensor, "b _ _"], ...]]:
-        """All scales in one call of the quantizer, so that a running-mean codebook moves once a step, by all of them."""
+        """Quantize all scales in one call, so that a running-mean codebook moves once per step, by all of them."""
         batch, size = features.shape[0], (features.shape[1], features.shape[2])
         features = features.float()
         inputs = [residual for residual, _ in self._residual_scales(features)]
@@ -365,33 +366,33 @@ class GuideTokenizer(nn.Module):
             total = total + up * (kept > scale).to(up.dtype)[:, None, None, None]
             grids.append(indices[scale].reshape(batch, height, width))
             if scale + 1 < len(inputs):
-                # what a shortened code can carry; the gradient of what it can not would let the features grow without end
+                # only what a shortened code can represent; the gradient of the rest makes the features grow
                 coarse = self.to_full_grid(self.to_scale(features, (height, width), scale), size, scale)
                 carrier = torch.where((kept == scale + 1)[:, None, None, None], coarse, carrier)
         quantized = carrier + (total - carrier).detach()
         return flat._replace(quantized=quantized, indices=grids[-1]), tuple(grids)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """`config.json` and `model.safetensors`, floating weights cast to `dtype` where given."""
+        """Write `config.json` and `model.safetensors`. Floating-point weights are cast to `dtype` if it is given."""
         save_component(Path(folder), self.config, self, dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "GuideTokenizer":
-        """What `save_pretrained` wrote, in evaluation mode."""
+        """Read what `save_pretrained` wrote. The module is in evaluation mode."""
         folder = Path(folder)
         config = GuideConfig.from_dict(read_config(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
         return load_component(folder, lambda: cls(config))
 
 
 def block_types(levels: int, attention: Sequence[int], plain: str) -> tuple[str, ...]:
-    """diffusers' block names, high resolution first."""
+    """diffusers' block names, highest resolution first."""
     return tuple(f"Attn{plain}" if level in attention else plain for level in range(levels))
 
 
 def prefix_lengths(
     batch: int, scales: int, dropout: float, generator: torch.Generator | None = None
 ) -> Int[Tensor, "batch"]:
-    """How many scales each image keeps: all, or with probability `dropout` a uniform number below that."""
+    """How many scales each image keeps: all of them, or with probability `dropout` a uniformly drawn smaller number."""
     shortened = torch.rand(batch, generator=generator) < dropout
     lengths = torch.randint(1, max(scales, 2), (batch,), generator=generator)
     return torch.where(shortened, lengths, scales)

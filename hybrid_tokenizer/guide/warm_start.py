@@ -1,6 +1,7 @@
-"""A deeper Branch I from an f8 MoVQ: three starts whose function at step 0 is known.
+"""Warm starts of a deeper Branch I from an f8 MoVQ, whose function at step 0 is known.
 
-`base` is a state dict under Branch I's names with stem `none`, as the converters of `hybrid_tokenizer.checkpoints` give it.
+`base` is a state dict under Branch I's names with stem `none`, as the converters of `hybrid_tokenizer.checkpoints`
+return it.
 """
 
 from pathlib import Path
@@ -29,10 +30,10 @@ from hybrid_tokenizer.quantizers import EmaQuantizer
 
 
 def start_from(tokenizer: GuideTokenizer, path: str | Path) -> None:
-    """Load a stored guide tokenizer of the same stem as it is, anything else that `read_base` reads as a warm start.
+    """Load a stored guide tokenizer with the same stem unchanged, and anything else that `read_base` reads as a warm start.
 
-    A running-mean codebook starts anew where its codes mean something else: in a guide of one size that starts from a nested
-    one or from one of another size, and in a nested one whose scales are put together otherwise.
+    A running-mean codebook is restarted where its codes would mean something else: when a single-scale guide starts
+    from a nested one or from one of another size, and when a nested guide combines its scales in another way.
     """
     path = Path(path)
     state, config = read_base(path)
@@ -54,7 +55,7 @@ def start_from(tokenizer: GuideTokenizer, path: str | Path) -> None:
 
 
 def read_base(path: Path) -> tuple[dict[str, Tensor], GuideConfig]:
-    """Weights under Branch I's names and their configuration, from any of
+    """Read weights under Branch I's names, and their configuration, from any of
 
     a GuideTokenizer folder, a diffusers `VQModel` folder (Kandinsky's `movq`), a MoVQGAN or a VQGAN checkpoint file.
     """
@@ -73,9 +74,10 @@ def read_base(path: Path) -> tuple[dict[str, Tensor], GuideConfig]:
 def warm_start(
     tokenizer: GuideTokenizer, base: dict[str, Tensor], source: str = "base checkpoint", base_factor: int = 1
 ) -> None:
-    """Load `base` into `tokenizer` as its stem asks; what the base lacks starts so that the function is known.
+    """Load `base` into `tokenizer` according to its stem. Parts that the base lacks are initialised so that the
+    function is known.
 
-    `base_factor` is that of the base's own unshuffle stem.
+    `base_factor` is the factor of the base's own unshuffle stem.
 
     - `residual_front`: features equal the base's on the area-resized image, bit for bit; the front's last convolution is zero.
     - `unshuffle`: the same up to rounding; `conv_in` averages over the unshuffled pixels.
@@ -106,8 +108,8 @@ def warm_start(
 
 
 def spread_over_unshuffled(weight: Float[Tensor, "c _ k l"], base_factor: int, factor: int) -> Float[Tensor, "c _ k l"]:
-    """The weight of a convolution behind a pixel unshuffle by `base_factor` for one by `factor`, a multiple: each of the
-    base's pixels becomes the mean of a square block of the finer ones."""
+    """Adapt a convolution's weight from pixel unshuffle by `base_factor` to `factor`, a multiple of it: each of the
+    base's pixels becomes the mean of a square block of finer pixels."""
     more = factor // base_factor
     pixels = rearrange(weight, "c (rgb i j) k l -> c rgb i j k l", i=base_factor, j=base_factor)
     finer = pixels.repeat_interleave(more, dim=2).repeat_interleave(more, dim=3) / more**2
@@ -115,7 +117,7 @@ def spread_over_unshuffled(weight: Float[Tensor, "c _ k l"], base_factor: int, f
 
 
 def appended_levels(fresh: dict[str, Tensor], trunk_levels: int) -> dict[str, Tensor]:
-    """The tensors that an encoder has beyond its trunk: residual branches that add zero, 2x2 means as downsamplers."""
+    """Tensors of the encoder levels beyond the trunk: residual branches that add zero, and 2x2 means as downsamplers."""
     trunk = {f"encoder.down_blocks.{level}." for level in range(trunk_levels - 1)}
     new = {}
     for key, value in fresh.items():
@@ -131,7 +133,7 @@ def appended_levels(fresh: dict[str, Tensor], trunk_levels: int) -> dict[str, Te
 
 
 def box_filter(like: Tensor) -> Tensor:
-    """A stride-2 convolution on diffusers' bottom- and right-padded input that takes the mean of each 2x2 block."""
+    """Weight of a stride-2 convolution that takes the mean of each 2x2 block, for diffusers' bottom- and right-padded input."""
     weight = torch.zeros_like(like)
     channels = torch.arange(like.shape[0])
     weight[channels, channels, :2, :2] = 0.25

@@ -1,4 +1,4 @@
-"""Codebooks behind one interface.
+"""Vector quantizers with one interface.
 
 Names are imported on first use: reading a configuration loads no model library.
 """

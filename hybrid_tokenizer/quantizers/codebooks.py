@@ -1,8 +1,8 @@
-"""The one interface to codebooks, channel last, so that (b, h, w, d) guides and (b, n, d) sequences share it.
+"""Vector quantizers with one channel-last interface, shared by (b, h, w, d) guides and (b, n, d) sequences.
 
-The faithful quantizer follows `VectorQuantizer` of diffusers (MoVQGAN, taming-transformers and SEED compute the same).
-The running-mean codebook is our own, so that its state, its randomness and its agreement between ranks are in plain view;
-SimVQ, FSQ and LFQ wrap vector-quantize-pytorch.
+`VectorQuantizer` computes what diffusers' class of that name does, as do MoVQGAN, taming-transformers and SEED. The
+running-mean codebook is implemented here, because exact resume needs control of its state, its randomness and its
+agreement between ranks. SimVQ, FSQ and LFQ wrap vector-quantize-pytorch.
 """
 
 from typing import NamedTuple
@@ -15,27 +15,27 @@ from torch import Tensor, nn
 from hybrid_tokenizer.devices import same_on_all_ranks, sum_over_ranks
 from hybrid_tokenizer.quantizers.config import QuantizerConfig
 
-DISTANCE_ENTRIES = 2**19  # of one block of the distance matrix on a CPU: 2 MB in fp32, which stay in the cache
+DISTANCE_ENTRIES = 2**19  # size of one block of the distance matrix on a CPU: 2 MB in fp32, which stay in the cache
 GPU_DISTANCE_ENTRIES = 2**26  # elsewhere: 256 MB
 
 
 class Quantized(NamedTuple):
-    """What a quantizer returns, the same in training and evaluation."""
+    """Output of a quantizer, the same in training and evaluation."""
 
     quantized: Float[Tensor, "*grid d"]
-    """The codes' values with the features' gradient (straight-through)."""
+    """Code vectors, with a straight-through gradient to the features."""
     indices: Int[Tensor, "*grid"]
     codebook_loss: Float[Tensor, ""]
-    """Moves the codes to the features."""
+    """Moves the codes towards the features."""
     commitment_loss: Float[Tensor, ""]
-    """Moves the features to the codes (for `lfq`: its entropy and commitment sum)."""
+    """Moves the features towards the codes. For `lfq` it is the sum of its entropy and commitment losses."""
 
 
 class VectorQuantizer(nn.Module):
     """Nearest code in squared Euclidean distance, gradient-trained codebook.
 
-    The same function as diffusers' `VectorQuantizer`, which wants (b, d, h, w) and folds the two loss terms into one
-    number; here both terms leave unweighted and distances are taken in fp32 whatever autocast is in force.
+    The same function as diffusers' `VectorQuantizer`, which takes (b, d, h, w) and returns one loss. Here both loss
+    terms are returned unweighted, and distances are computed in fp32 even under autocast.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int):
@@ -58,22 +58,22 @@ class VectorQuantizer(nn.Module):
             )
 
     def codes(self, indices: Int[Tensor, "*grid"]) -> Float[Tensor, "*grid d"]:
-        """Rows of the codebook."""
+        """All code vectors, one per row."""
         return F.embedding(indices, self.embedding.weight)
 
     def lookup(self, features: Float[Tensor, "*grid d"]) -> tuple[Float[Tensor, "*grid d"], Int[Tensor, "*grid"]]:
-        """Codes and indices, no losses."""
+        """Code vectors and indices, without losses."""
         indices = nearest_codes(features.reshape(-1, features.shape[-1]), self.embedding.weight)
         indices = indices.reshape(features.shape[:-1])
         return self.codes(indices), indices
 
 
 class EmaQuantizer(nn.Module):
-    """Codes are running means of the features that chose them (van den Oord et al. 2017, appendix A.1).
+    """Codes are running means of the features assigned to them (van den Oord et al. 2017, appendix A.1).
 
-    The first training batch starts them by k-means; codes that fall out of use restart at features of rank 0's batch.
-    Every rank ends a step with the same codebook. All state lies in buffers and all draws come from torch's CPU
-    generator, so that a run resumed from both goes on exactly. `cosine` puts features and codes on the unit sphere.
+    k-means on the first training batch initialises the codes. Codes that fall out of use restart at features of rank
+    0's batch. Every rank ends a step with the same codebook. All state is in buffers and all draws come from torch's
+    CPU generator, so a run resumed from both continues exactly. `cosine` normalises features and codes to unit length.
     """
 
     KMEANS_ITERATIONS = 10
@@ -100,7 +100,7 @@ class EmaQuantizer(nn.Module):
             return Quantized(
                 quantized=features + (codes - features).detach(),
                 indices=indices,
-                codebook_loss=features.new_zeros(()),  # the codes follow by averaging, not by gradient
+                codebook_loss=features.new_zeros(()),  # codes are updated by averaging, not by gradients
                 commitment_loss=F.mse_loss(features, codes),
             )
 
@@ -110,13 +110,13 @@ class EmaQuantizer(nn.Module):
 
     @torch.no_grad()
     def lookup(self, features: Float[Tensor, "*grid d"]) -> tuple[Float[Tensor, "*grid d"], Int[Tensor, "*grid"]]:
-        """Codes and indices; changes nothing."""
+        """Code vectors and indices. The codebook is not changed."""
         features = self._place(features)
         indices = nearest_codes(features.reshape(-1, features.shape[-1]), self.codebook).reshape(features.shape[:-1])
         return self.codes(indices), indices
 
     def state_from(self, codebook: Float[Tensor, "k d"]) -> dict[str, Tensor]:
-        """The state of a codebook that starts at given codes, each as if it had been chosen once a step."""
+        """State of a codebook that starts at the given codes, as if each had been chosen once per step."""
         return {
             "codebook": F.normalize(codebook.float(), dim=-1) if self.cosine else codebook.float(),
             "code_counts": torch.ones_like(self.code_counts),
@@ -129,7 +129,7 @@ class EmaQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, features: Float[Tensor, "*grid d"]) -> None:
-        """k-means on a first batch; does nothing once the codebook has started."""
+        """Initialise the codes by k-means on a first batch. Does nothing once the codebook has started."""
         if self.started:
             return
         flat = self._place(features.detach()).reshape(-1, features.shape[-1])
@@ -147,7 +147,7 @@ class EmaQuantizer(nn.Module):
     def _assigned(
         self, flat: Float[Tensor, "n d"], indices: Int[Tensor, "n"]
     ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
-        """How many features chose each code, and their sums, over all ranks."""
+        """Number and sum of the features assigned to each code, over all ranks."""
         counts = torch.bincount(indices, minlength=len(self.codebook)).to(flat.dtype)
         sums = torch.zeros_like(self.codebook).index_add_(0, indices, flat)
         return sum_over_ranks(counts), sum_over_ranks(sums)
@@ -162,14 +162,14 @@ class EmaQuantizer(nn.Module):
         if len(dead):
             self.code_counts[dead] = least
             self.code_sums[dead] = same_on_all_ranks(draw_rows(flat, len(dead))) * least
-        # a code with a count of zero is possible only with restart_below=0; it stays where it is
+        # a count of zero is possible only with restart_below=0; the code then keeps its value
         used = self.code_counts[:, None] > 1e-6
         means = torch.where(used, self.code_sums / self.code_counts[:, None].clamp(min=1e-6), self.codebook)
         self.codebook.copy_(F.normalize(means, dim=-1) if self.cosine else means)
 
 
 class LibraryQuantizer(nn.Module):
-    """vector-quantize-pytorch's quantizers behind the same call."""
+    """vector-quantize-pytorch's quantizers with the same interface."""
 
     def __init__(self, config: QuantizerConfig):
         super().__init__()
@@ -196,12 +196,12 @@ class LibraryQuantizer(nn.Module):
         return Quantized(
             quantized=quantized.reshape(features.shape),
             indices=indices.reshape(features.shape[:-1]).long(),
-            codebook_loss=features.new_zeros(()),  # implicit or absent codebooks have no term of their own
+            codebook_loss=features.new_zeros(()),  # implicit or absent codebooks have no codebook loss
             commitment_loss=loss.reshape(()),
         )
 
     def codes(self, indices: Int[Tensor, "*grid"]) -> Float[Tensor, "*grid d"]:
-        """Values of the codes at `indices`."""
+        """Code vectors at `indices`."""
         codes = self.body.indices_to_codes(indices.reshape(indices.shape[0], -1))
         return codes.reshape(*indices.shape, codes.shape[-1])
 
@@ -221,15 +221,16 @@ def build_quantizer(config: QuantizerConfig) -> VectorQuantizer | EmaQuantizer |
 
 @torch.no_grad()
 def nearest_codes(features: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, "n"]:
-    """Index of the nearest code in Euclidean distance, in fp32 whatever autocast is in force, in blocks of bounded memory.
+    """Index of the nearest code in Euclidean distance, computed in fp32 even under autocast, in blocks of bounded memory.
 
-    The code with the largest f c - c c / 2: half the square of the distance but for sign and f f, which all codes share.
+    The nearest code maximises f·c - c·c / 2. This is minus half the squared distance, without the term f·f that all
+    codes share.
     """
     with torch.autocast(features.device.type, enabled=False):
         features, codebook = features.float(), codebook.float()
         half_squares, columns = -0.5 * codebook.square().sum(1), codebook.T.contiguous()
         blocks = features.split(rows_at_once(len(codebook), features.device))
-        # one for all blocks: fresh memory takes longer than the sums
+        # reused for all blocks: allocating memory takes longer than the sums
         scores = features.new_empty(len(blocks[0]), len(codebook))
         return torch.cat(
             [torch.addmm(half_squares, block, columns, out=scores[: len(block)]).max(dim=1).indices for block in blocks]
@@ -237,16 +238,16 @@ def nearest_codes(features: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]
 
 
 def rows_at_once(codes: int, device: torch.device) -> int:
-    """How many features to compare with so many codes at once."""
+    """How many features to compare with `codes` codes at once."""
     return max(1, (DISTANCE_ENTRIES if device.type == "cpu" else GPU_DISTANCE_ENTRIES) // codes)
 
 
 def draw_rows(rows: Float[Tensor, "n d"], count: int) -> Float[Tensor, "count d"]:
-    """Random rows, distinct while there are enough; drawn on the CPU so that devices agree."""
+    """Random rows, distinct if there are enough of them. Drawn on the CPU, so that devices agree."""
     order = torch.randperm(len(rows)) if len(rows) >= count else torch.randint(len(rows), (count,))
     return rows[order[:count].to(rows.device)]
 
 
 def vq_loss(quantized: Quantized, config: QuantizerConfig) -> Float[Tensor, ""]:
-    """The weighted sum of the two terms."""
+    """Weighted sum of the codebook and commitment terms."""
     return config.codebook_weight * quantized.codebook_loss + config.commitment_weight * quantized.commitment_loss

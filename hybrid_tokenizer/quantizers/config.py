@@ -1,4 +1,4 @@
-"""Which codebook a branch has, and its sizes."""
+"""Configuration of a branch's codebook."""
 
 import math
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ KINDS = ("vq", "ema", "cosine", "simvq", "fsq", "lfq")
 class QuantizerConfig:
     """`kind`: vq (gradient codebook), ema (running means, k-means start, dead-code restart), cosine, simvq, fsq, lfq.
 
-    cosine is ema on unit vectors. Codes used less than `restart_below` times as often as the mean code start anew at a
-    random feature.
+    cosine is ema on unit vectors. Codes used less often than `restart_below` times the mean restart at a random
+    feature.
 
-    `codebook_weight` and `commitment_weight` weigh the two terms of the VQ loss. MoVQGAN, taming and SEED use the legacy
-    form, 0.25 on the codebook term and 1 on the commitment term; the VQ-VAE paper has them the other way round.
+    `codebook_weight` and `commitment_weight` are the weights of the two terms of the VQ loss. MoVQGAN, taming and SEED
+    use the legacy form, 0.25 for the codebook term and 1 for the commitment term. The VQ-VAE paper has them the other
+    way round.
     """
 
     kind: str = "vq"
@@ -44,7 +45,8 @@ class QuantizerConfig:
                 raise HybridTokenizerError(
                     f"codebook_dim={self.codebook_dim} must equal the {len(self.fsq_levels)} fsq_levels"
                 )
-        if self.kind == "lfq" and math.log2(self.codebook_size) != self.codebook_dim:  # no power of a wild number
+        # log2, because an unbounded number could overflow the power
+        if self.kind == "lfq" and math.log2(self.codebook_size) != self.codebook_dim:
             raise HybridTokenizerError(
                 f"lfq needs codebook_size = 2**codebook_dim; got {self.codebook_size} and {self.codebook_dim}"
             )

@@ -1,4 +1,4 @@
-"""Sizes of Branch II. The defaults are SEED v1's, the tokenizer that the paper describes."""
+"""Configuration of Branch II. The defaults are SEED v1's sizes, which the paper uses."""
 
 from dataclasses import dataclass, field
 
@@ -6,14 +6,14 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers.config import QuantizerConfig
 
 MINILM = "minilm"
-"""Value of `quantize.text` that names the embedded sentence encoder."""
+"""Value of `quantize.text` that selects the packaged sentence encoder."""
 
 VARIANTS = ("seed1", "seed2_mlp", "seed2_revq")
 
 
 @dataclass
 class SemanticConfig:
-    """`variant` names how the decoded codes become generation embeddings.
+    """Configuration of Branch II. `variant` selects how decoded codes become generation embeddings.
 
     seed1: reverse Q-Former with 77 queries (cross-attention states of Stable Diffusion 1.x); seed2_revq: the same with one
     query (an image embedding for unCLIP); seed2_mlp: a bias-free MLP per code, flattened and projected to one embedding.
@@ -23,12 +23,12 @@ class SemanticConfig:
     image_size: int = 224
     patch_size: int = 14
     vision_width: int = 1408
-    vision_layers: int = 39  # EVA-CLIP has 40; BLIP-2 reads the one before the last
+    vision_layers: int = 39  # EVA-CLIP has 40 blocks; BLIP-2 reads the output of the last but one
     vision_heads: int = 16
     vision_mlp_width: int = 6144
     width: int = 768  # of both Q-Formers and of the decoder blocks
     num_queries: int = 32
-    causal: bool = True  # the reference switches by "exactly 32 queries"; here it is said
+    causal: bool = True  # the reference code infers this from a count of exactly 32 queries
     qformer_layers: int = 12
     qformer_heads: int = 12
     qformer_mlp_width: int = 3072
@@ -39,7 +39,7 @@ class SemanticConfig:
     decoder_layers: int = 4
     decoder_heads: int = 12
     decoder_mlp_width: int = 3072
-    cosine_stack: bool = True  # the stack behind eq. 7: training reads it, encoding and decoding do not
+    cosine_stack: bool = True  # the decoder stack of eq. 7, used in training only
     reverse_layers: int = 4
     num_generation_embeds: int = 77
     generation_width: int = 768
@@ -76,17 +76,18 @@ class SemanticConfig:
 
     @classmethod
     def seed1(cls, cosine_stack: bool = False) -> "SemanticConfig":
-        """SEED v1 as published: ViT-g of 39 blocks, 8192 codes of 32, 77 x 768 out. Training it wants `cosine_stack`."""
+        """SEED v1 as published: ViT-g of 39 blocks, 8192 codes of 32, 77 x 768 out. Training needs `cosine_stack=True`."""
         return cls(cosine_stack=cosine_stack)
 
     @classmethod
     def seed2(cls, variant: str = "seed2_mlp", reverse_layers: int = 4) -> "SemanticConfig":
-        """SEED-2: one 1024-wide image embedding out. Its checkpoint holds the cosine stack."""
+        """SEED-2: decodes to one image embedding of width 1024. Its checkpoint includes the cosine stack."""
         return cls(variant=variant, num_generation_embeds=1, generation_width=1024, reverse_layers=reverse_layers)
 
     @classmethod
     def tiny(cls) -> "SemanticConfig":
-        """The embedded preset's: 128 px (64 patches), 32 queries, 4096 codes of 16 (EMA), 77 x 384 out (the width of MiniLM)."""
+        """The embedded preset's sizes: 128 px (64 patches), 32 queries, 4096 codes of width 16 (EMA), output 77 x 384
+        (MiniLM's width)."""
         return cls(
             image_size=128,
             patch_size=16,
@@ -109,7 +110,7 @@ class SemanticConfig:
 
 @dataclass
 class QuantizeLossOptions:
-    """Weights of stage 2, from SEED's training code (the paper gives none)."""
+    """Loss weights of stage 2, from SEED's training code. The paper gives none."""
 
     vq: float = 5.0
     cosine: float = 2.0  # eq. 7

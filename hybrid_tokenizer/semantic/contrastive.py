@@ -1,4 +1,4 @@
-"""What stage 1 needs and a tokenizer does not: the text path through the causal Q-Former, projections, temperature."""
+"""Heads of stage 1, which a tokenizer does not need: the text path through the causal Q-Former, projections and temperature."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.semantic.modules import INITIAL_STD, QFormer, additive_mask, causal_mask, init_linear
 
 HEADS_FOLDER = "heads"
-"""Where stage 1 leaves its heads in a tokenizer's folder, and looks for them when it starts from that folder."""
+"""Subfolder of a tokenizer where stage 1 stores its heads, and where it looks for them when it starts from that tokenizer."""
 
 
 @dataclass
 class ContrastiveConfig:
-    """Sizes of the stage-1 heads; width and layers are those of the Q-Former they belong to."""
+    """Sizes of the stage-1 heads. Width and layers are those of their Q-Former."""
 
     width: int = 768
     layers: int = 12
@@ -31,7 +31,8 @@ class ContrastiveConfig:
     feature_width: int = 256
     dropout: float = 0.0
     temperature: float = 0.07  # initial value
-    temperature_floor: float = 0.01  # guards small batches; 0.07 falls far less in the reference's batch of 4096
+    # Guards small batches. With the reference's batch of 4096 the temperature falls far less.
+    temperature_floor: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.temperature > self.temperature_floor > 0:
@@ -43,7 +44,7 @@ class ContrastiveConfig:
     def matching(
         cls, config: SemanticConfig, vocab_size: int = 30523, max_text_length: int = 512, feature_width: int = 256
     ) -> "ContrastiveConfig":
-        """Heads for the Q-Former of `config`."""
+        """Configuration of heads that match the Q-Former of `config`."""
         return cls(
             width=config.width,
             layers=config.qformer_layers,
@@ -56,7 +57,7 @@ class ContrastiveConfig:
 
 
 class TextFeedForward(nn.Module):
-    """The text half of a Q-Former layer's feed-forward; queries have their own in the Q-Former."""
+    """Text feed-forward of a Q-Former layer. The feed-forward of the queries is in the Q-Former."""
 
     def __init__(self, config: ContrastiveConfig):
         super().__init__()
@@ -78,7 +79,7 @@ class TextFeedForward(nn.Module):
 
 
 class TextPath(nn.Module):
-    """Text through the Q-Former's own self-attention (shared with the queries) and a text feed-forward a layer."""
+    """Text path of the Q-Former: its self-attention, shared with the queries, and one text feed-forward per layer."""
 
     def __init__(self, config: ContrastiveConfig):
         super().__init__()
@@ -90,7 +91,7 @@ class TextPath(nn.Module):
         self.apply(init_linear)
 
     def embed(self, input_ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """Word and position embeddings, before the Q-Former's LayerNorm. Raises for ids or lengths out of range."""
+        """Word plus position embeddings, before the Q-Former's LayerNorm. Raises for ids or lengths out of range."""
         most_ids, most_length = self.word_embeds.num_embeddings, self.position_embeds.num_embeddings
         if input_ids.shape[1] > most_length:
             raise HybridTokenizerError(
@@ -107,7 +108,7 @@ class TextPath(nn.Module):
     def forward(
         self, qformer: QFormer, input_ids: Int[Tensor, "b t"], text_mask: Int[Tensor, "b t"]
     ) -> Float[Tensor, "b t d"]:
-        """Text alone: bidirectional, no cross-attention. `text_mask` is 1 on words."""
+        """Encode text alone, with bidirectional attention and no cross-attention. `text_mask` is 1 on words."""
         hidden = qformer.body.dropout(qformer.body.layernorm(self.embed(input_ids)))
         mask = additive_mask(rearrange(text_mask.bool(), "b t -> b 1 t"), hidden.dtype)
         for layer, feed_forward in zip(qformer.body.encoder.layer, self.feed_forwards, strict=True):
@@ -121,9 +122,10 @@ class TextPath(nn.Module):
         input_ids: Int[Tensor, "b t"],
         text_mask: Int[Tensor, "b t"],
     ) -> Float[Tensor, "b q_t d"]:
-        """Queries and text in one sequence (BLIP-2's matching path): queries first, only they read the image.
+        """Encode queries and text in one sequence (BLIP-2's matching path). Queries come first, and only they attend to the image.
 
-        With a causal Q-Former the queries stay causal among themselves; everybody sees all words, words see everything.
+        With a causal Q-Former the queries stay causal among themselves and attend to all words. Words attend to
+        everything.
         """
         queries = qformer.query_embeds.expand(len(input_ids), -1, -1)
         num_queries, num_words = queries.shape[1], input_ids.shape[1]
@@ -144,12 +146,12 @@ class TextPath(nn.Module):
 
 
 def floor_value(value: Float[Tensor, ""], floor: float) -> Float[Tensor, ""]:
-    """`value`, not below `floor`. The gradient passes the floor, so that a parameter below it can rise again."""
+    """`value`, but at least `floor`. The gradient passes through the floor, so a parameter below it can rise again."""
     return value + (value.clamp_min(floor) - value).detach()
 
 
 class ContrastiveHeads(nn.Module):
-    """Stage 1's own parameters. The Q-Former is passed in, so that it is trained but never stored here."""
+    """The parameters that only stage 1 has. The Q-Former is an argument of each call, so it is trained but not stored here."""
 
     def __init__(self, config: ContrastiveConfig):
         super().__init__()
@@ -160,17 +162,17 @@ class ContrastiveHeads(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
 
     def image_features(self, causal_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b f"]:
-        """The last causal embedding, projected, unit length: z_i of eq. 6."""
+        """z_i of eq. 6: the last causal embedding, projected and normalised to unit length."""
         return F.normalize(self.vision_projection(causal_embeds[:, -1]), dim=-1)
 
     def text_features(
         self, qformer: QFormer, input_ids: Int[Tensor, "b t"], text_mask: Int[Tensor, "b t"]
     ) -> Float[Tensor, "b f"]:
-        """The first word's ([CLS]) output, projected, unit length: t_i of eq. 6."""
+        """t_i of eq. 6: the output at [CLS], projected and normalised to unit length."""
         return F.normalize(self.text_projection(self.text(qformer, input_ids, text_mask)[:, 0]), dim=-1)
 
     def floored_temperature(self) -> Float[Tensor, ""]:
-        """The temperature, not below its floor."""
+        """The temperature, but at least its floor."""
         return floor_value(self.temperature, self.config.temperature_floor)
 
     def forward(
@@ -188,12 +190,12 @@ class ContrastiveHeads(nn.Module):
         )
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """`config.json` and `model.safetensors`. Give it a folder of its own: `HEADS_FOLDER` in the tokenizer's."""
+        """`config.json` and `model.safetensors`. Write to a folder of its own: `HEADS_FOLDER` inside the tokenizer's."""
         save_component(Path(folder), self.config, self)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "ContrastiveHeads":
-        """Saved heads, for going on with stage 1."""
+        """Read saved heads, to continue stage 1."""
         folder = Path(folder)
         path = folder / CONFIG_NAME
         config = from_json(ContrastiveConfig, read_config(path), str(path), complete=True)

@@ -1,4 +1,5 @@
-"""Published BLIP-2 and SEED checkpoints to a saved SemanticTokenizer. The key maps are in `hybrid_tokenizer.checkpoints`."""
+"""Convert published BLIP-2 and SEED checkpoints to a saved SemanticTokenizer. The key maps are in
+`hybrid_tokenizer.checkpoints`."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """Attention heads, the one size that weights do not show. The published models have these."""
+    """Numbers of attention heads, the only size that weights do not determine. The defaults are the published models'."""
 
     vision: int = 16
     qformer: int = 12
@@ -33,7 +34,7 @@ PUBLISHED = HeadCounts()
 
 
 def encoder_config(state: State, base: SemanticConfig, heads: HeadCounts) -> SemanticConfig:
-    """`base` with the sizes of `vision.*` and `causal_qformer.*` as the weights have them."""
+    """`base` with the sizes of `vision.*` and `causal_qformer.*` replaced by those of the weights."""
     patches = "vision.body.embeddings."
     layer = "causal_qformer.body.encoder.layer."
     needed = (
@@ -71,7 +72,7 @@ def encoder_config(state: State, base: SemanticConfig, heads: HeadCounts) -> Sem
 
 
 def seed_config(state: State, variant: str, reverse_layers: int, heads: HeadCounts) -> SemanticConfig:
-    """The configuration of a converted SEED state dict, every size but the head counts read off the weights."""
+    """Configuration of a converted SEED state dict. All sizes except the head counts are read from the weights."""
     codes, blocks = "quantizer.embedding.weight", "generation.stack.body.layers."
     for key in (codes, f"{blocks}0.mlp.fc1.weight", "generation.projection.weight"):
         if key not in state:
@@ -96,13 +97,14 @@ def seed_config(state: State, variant: str, reverse_layers: int, heads: HeadCoun
 
 
 def dropped_lines(state: State, table: Table) -> list[str]:
-    """A line on what the key map dropped."""
+    """One line that says what the key map dropped."""
     dropped = dropped_keys(state, table)
     return [f"dropped {len(dropped)} keys on purpose: {shorten(dropped)}"] if dropped else []
 
 
 def convert_seed_files(states: Sequence[State], folder: Path, wanted: str, heads: HeadCounts = PUBLISHED) -> list[str]:
-    """SEED v1 (`wanted` "seed1") or SEED-2 ("seed2") to a tokenizer folder. Returns lines on what was done."""
+    """Convert SEED v1 (`wanted` "seed1") or SEED-2 ("seed2") to a tokenizer folder. Returns lines that describe what
+    was written."""
     joined = blip2.join_files(list(states))
     variant = seed.check_variant(joined, wanted)
     merged = blip2.merge_qkv_bias(joined)
@@ -124,10 +126,11 @@ def convert_seed2(states: Sequence[State], folder: Path, heads: HeadCounts = PUB
 
 
 def save_encoder(state: State, folder: Path, heads: HeadCounts) -> list[str]:
-    """A tokenizer whose encoder is BLIP-2's and whose remaining parts are fresh, for training; stage-1 heads beside it."""
+    """Save a tokenizer for training, with BLIP-2's encoder and randomly initialised remaining parts, and the stage-1
+    heads beside it."""
     config = encoder_config(state, SemanticConfig(), heads)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the fresh parts of one conversion are those of the next
+        torch.manual_seed(0)  # every conversion initialises the remaining parts equally
         tokenizer = SemanticTokenizer(config)
     encoder = {key: value for key, value in state.items() if not key.startswith("heads.")}
     fresh = [key for key in tokenizer.state_dict() if not key.startswith(("vision.", "causal_qformer."))]
@@ -147,13 +150,13 @@ def save_encoder(state: State, folder: Path, heads: HeadCounts) -> list[str]:
 
 
 def convert_blip2_lavis(states: Sequence[State], folder: Path, heads: HeadCounts = PUBLISHED) -> list[str]:
-    """BLIP-2 of LAVIS: eva_vit_g.pth and blip2_pretrained.pth."""
+    """Convert BLIP-2 of LAVIS: eva_vit_g.pth and blip2_pretrained.pth."""
     merged = blip2.merge_qkv_bias(blip2.join_files(list(states)))
     return save_encoder(blip2.convert_lavis(merged), folder, heads) + dropped_lines(merged, blip2.lavis_table(merged))
 
 
 def convert_blip2_transformers(states: Sequence[State], folder: Path, heads: HeadCounts = PUBLISHED) -> list[str]:
-    """BLIP-2 of transformers (e.g. blip2-itm-vit-g): its file, all shards, or the folder that holds them."""
+    """Convert BLIP-2 of transformers (e.g. blip2-itm-vit-g) from its file, all its shards, or the folder that holds them."""
     joined = {key: value for state in states for key, value in state.items()}
     converted = blip2.convert_transformers(joined)
     return save_encoder(converted, folder, heads) + dropped_lines(joined, blip2.transformers_table(joined))

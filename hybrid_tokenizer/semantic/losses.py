@@ -9,9 +9,10 @@ from torch.distributed.nn.functional import all_gather as all_gather_with_gradie
 
 
 def gather_features(features: Float[Tensor, "b d"], with_gradient: bool = True) -> Float[Tensor, "B d"]:
-    """Features of every process in rank order; of this process alone without torch.distributed.
+    """Features of every process in rank order. Without torch.distributed, those of this process.
 
-    Every process must hold the same number of rows. Without gradient the gathered rows are constants, the local ones too.
+    Every process must hold the same number of rows. Without `gradient` all gathered rows are constants, including the
+    local ones.
     """
     distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if not distributed:
@@ -31,7 +32,8 @@ def contrastive_logits(
 ) -> tuple[Float[Tensor, "b B"], Float[Tensor, "b B"]]:
     """Cosine similarities over the temperature, image to text and text to image, against the global batch.
 
-    Both features must be unit length. The temperature divides (no exponent): SEED starts it at 0.07.
+    Both feature sets must have unit length. Logits are divided by the temperature itself, not by its exponential; SEED
+    initialises it to 0.07.
     """
     all_text = gather_features(text_features, with_gradient=not reference_gather)
     all_images = gather_features(image_features, with_gradient=not reference_gather)
@@ -46,11 +48,12 @@ def contrastive_loss(
     literal_eq6: bool = False,
     reference_gather: bool = False,
 ) -> Float[Tensor, ""]:
-    """Eq. 6 over pairs (row i of both sides), negatives from the whole global batch.
+    """Eq. 6. Row i of both sides is a positive pair; negatives come from the whole global batch.
 
-    The paper prints one direction and no smoothing; its reference code averages both directions with smoothing 0.1, and so
-    does the default. `literal_eq6` is the printed form, image to text. `reference_gather` treats gathered features as
-    constants, as SEED does: image to text then trains the image side only, and the reverse, for the same loss value.
+    The paper prints one direction without smoothing. Its reference code averages both directions with label smoothing
+    0.1, and so does the default. `literal_eq6` is the printed form, image to text. `reference_gather` treats gathered
+    features as constants, as SEED does: the loss value is the same, but image-to-text then trains only the image side,
+    and text-to-image only the text side.
     """
     image_to_text, text_to_image = contrastive_logits(image_features, text_features, temperature, reference_gather)
     offset = dist.get_rank() * len(image_features) if image_to_text.shape[1] > len(image_features) else 0
@@ -64,12 +67,13 @@ def contrastive_loss(
 
 
 def cosine_loss(cosine_embeds: Float[Tensor, "b n d"], causal_embeds: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:
-    """Eq. 7 as 1 - cos, mean over images and queries: the sign and constant make it a loss. The target takes no gradient."""
+    """Eq. 7 as 1 - cos, averaged over images and queries; the printed form has neither sign nor constant. The target
+    gets no gradient."""
     return (1 - F.cosine_similarity(cosine_embeds, causal_embeds.detach(), dim=-1)).mean()
 
 
 def generation_loss(
     generation_embeds: Float[Tensor, "b m g"], target_embeds: Float[Tensor, "b m g"]
 ) -> Float[Tensor, ""]:
-    """Eq. 8 as a mean over all elements: the printed norm sums over the width, and the weights 5/2/0.5 assume the mean."""
+    """Eq. 8 as a mean over all elements. The printed norm sums over the width, but SEED's loss weights assume the mean."""
     return F.mse_loss(generation_embeds, target_embeds.detach())

@@ -1,6 +1,6 @@
-"""The parts of Branch II, on transformers' BLIP-2 classes: vision encoder, Q-Former, decoder stack, generation head.
+"""The parts of Branch II, built on transformers' BLIP-2 classes: vision encoder, Q-Former, decoder stack, generation head.
 
-transformers is imported when a part is built, so that importing the configuration stays light.
+transformers is imported only when a part is built, so that importing the configuration is fast.
 """
 
 import torch
@@ -16,20 +16,20 @@ INITIAL_STD = 0.02
 def additive_mask(allowed: Bool[Tensor, "b q k"], dtype: torch.dtype) -> Float[Tensor, "b 1 q k"]:
     """0 where a query may attend, the dtype's minimum where not.
 
-    Floating and four-dimensional on purpose: transformers' Q-Former takes a boolean mask rightly under SDPA only, and
-    adds it to the scores, silently wrong, under eager attention.
+    The mask is floating-point and four-dimensional on purpose. transformers' Q-Former handles a boolean mask correctly
+    under SDPA only; under eager attention it adds the mask to the scores without an error.
     """
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def causal_mask(num_queries: int, device: torch.device) -> Bool[Tensor, "q q"]:
-    """Query i sees queries 0..i."""
+    """Mask under which query i attends to queries 0..i."""
     return torch.ones(num_queries, num_queries, dtype=torch.bool, device=device).tril()
 
 
 class VisionEncoder(nn.Module):
-    """EVA-CLIP ViT of BLIP-2: class token kept, no final norm of its own, then BLIP-2's `ln_vision` (eps 1e-5)."""
+    """EVA-CLIP ViT of BLIP-2. The class token is kept, and BLIP-2's `ln_vision` (eps 1e-5) replaces the final norm."""
 
     def __init__(self, config: SemanticConfig):
         super().__init__()
@@ -45,23 +45,23 @@ class VisionEncoder(nn.Module):
                 patch_size=config.patch_size,
                 hidden_act="gelu",
                 layer_norm_eps=1e-6,
-                initializer_range=INITIAL_STD,  # the class default is 1e-10: it expects a checkpoint
+                initializer_range=INITIAL_STD,  # the class default is 1e-10, for models loaded from a checkpoint
             )
         )
         self.body.post_layernorm.eps = 1e-5  # LAVIS's ln_vision; the blocks keep 1e-6
 
     def raw(self, pixel_values: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b p d"]:
-        """The residual stream after the last block, class token at 0."""
+        """Residual stream after the last block; the class token is at position 0."""
         return self.body.encoder(inputs_embeds=self.body.embeddings(pixel_values)).last_hidden_state
 
     def forward(self, pixel_values: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b p d"]:
-        """CLIP-normalised pixels to normalised tokens, in the dtype of the norm (fp32 when only the blocks are cast)."""
+        """Map CLIP-normalised pixels to normalised tokens, in the dtype of the norm (fp32 if only the blocks are cast)."""
         norm = self.body.post_layernorm
         return norm(self.raw(pixel_values).to(norm.weight.dtype))
 
 
 class QFormer(nn.Module):
-    """Learned queries that read `encoder_width`-wide features through a BERT-shaped transformer."""
+    """Learned queries that cross-attend to features of `encoder_width` in a BERT-like transformer."""
 
     def __init__(self, config: SemanticConfig, encoder_width: int, num_queries: int, num_layers: int, causal: bool):
         super().__init__()
@@ -90,7 +90,7 @@ class QFormer(nn.Module):
         features_mask: Int[Tensor, "b n"] | None = None,
         query_embeds: Float[Tensor, "1 q d"] | Float[Tensor, "b q d"] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Query outputs. `features_mask` is 1 where a feature may be read; `query_embeds` replaces the learned ones."""
+        """Query outputs. `features_mask` is 1 where a feature may be attended to. `query_embeds` replaces the learned queries."""
         queries = self.query_embeds if query_embeds is None else query_embeds
         queries = queries.expand(features.shape[0], -1, -1)
         mask = None
@@ -117,7 +117,7 @@ class DecoderStack(nn.Module):
         from transformers.models.blip_2.modeling_blip_2 import Blip2Encoder
 
         self.position_embeds = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
-        # BLIP-2's vision block is this block; its configuration class is only the carrier of the sizes
+        # BLIP-2's vision block has this structure; its configuration class only carries the sizes
         self.body = Blip2Encoder(
             Blip2VisionConfig(
                 hidden_size=config.width,
@@ -132,12 +132,12 @@ class DecoderStack(nn.Module):
         self.apply(init_linear)
 
     def forward(self, decoded: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Decoded codes to embeddings of the same shape."""
+        """Map decoded codes to embeddings of the same shape."""
         return self.body(inputs_embeds=decoded + self.position_embeds).last_hidden_state
 
 
 class GenerationHead(nn.Module):
-    """Decoded codes to generation embeddings: decoder stack, then a reverse Q-Former or an MLP, then a projection."""
+    """Maps decoded codes to generation embeddings: decoder stack, then a reverse Q-Former or an MLP, then a projection."""
 
     def __init__(self, config: SemanticConfig):
         super().__init__()
@@ -156,7 +156,7 @@ class GenerationHead(nn.Module):
             self.projection = nn.Linear(config.width, config.generation_width)
 
     def forward(self, decoded: Float[Tensor, "b n d"]) -> Float[Tensor, "b m g"]:
-        """m is 77 for SEED v1, 1 for SEED-2."""
+        """Generation embeddings; m is 77 for SEED v1 and 1 for SEED-2."""
         hidden = self.stack(decoded)
         if hasattr(self, "down"):
             return self.projection(self.down(hidden))[:, None]
@@ -164,12 +164,12 @@ class GenerationHead(nn.Module):
 
 
 def task_layer(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
-    """Linear, Tanh, Linear around the codebook."""
+    """Linear, Tanh, Linear: the layers before and after the codebook."""
     return nn.Sequential(nn.Linear(width_in, width_hidden), nn.Tanh(), nn.Linear(width_hidden, width_out))
 
 
 def init_linear(module: nn.Module) -> None:
-    """BERT's initial values, for parts that transformers does not initialise by itself."""
+    """BERT's initialisation, for parts that transformers does not initialise."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=INITIAL_STD)
         if module.bias is not None:

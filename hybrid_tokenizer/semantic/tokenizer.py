@@ -1,4 +1,4 @@
-"""Branch II: images to 32 causal semantic indices, and indices to generation embeddings."""
+"""Branch II: encodes images to 32 causal semantic indices and decodes indices to generation embeddings."""
 
 import copy
 from dataclasses import replace
@@ -20,7 +20,7 @@ from hybrid_tokenizer.semantic.modules import DecoderStack, GenerationHead, QFor
 
 
 class SemanticOutput(NamedTuple):
-    """What training reads; the same in training and evaluation."""
+    """Output of the differentiable pass, the same in training and evaluation."""
 
     causal_embeds: Float[Tensor, "b n d"]
     quantized: Quantized
@@ -32,7 +32,7 @@ class SemanticOutput(NamedTuple):
 class SemanticTokenizer(nn.Module):
     """Branch II: SEED's tokenizer. Images are of any size; they are resized to the square `config.image_size` inside.
 
-    Distances to the codebook are taken in fp32 whatever the module's dtype or autocast.
+    Distances to the codebook are computed in fp32 for every module dtype, and under autocast.
 
     Args:
         config: every size. The weights are random; `from_pretrained` reads trained ones.
@@ -72,47 +72,46 @@ class SemanticTokenizer(nn.Module):
 
     @property
     def num_queries(self) -> int:
-        """Semantic tokens an image."""
+        """Semantic tokens per image."""
         return self.config.num_queries
 
     def preprocess(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        """[-1, 1] to the vision encoder's pixels: square bicubic resize without crop, as SEED does, and CLIP statistics."""
+        """Map [-1, 1] to the vision encoder's pixels: bicubic resize to a square without a crop, as SEED does, then
+        CLIP's normalisation."""
         check_range(images)
         size = (self.config.image_size, self.config.image_size)
-        return normalize_clip(
-            resize_bicubic(images.float(), size).clamp(-1, 1)
-        )  # PIL's bicubic clips its overshoot too
+        return normalize_clip(resize_bicubic(images.float(), size).clamp(-1, 1))  # PIL's bicubic also clips overshoot
 
     def image_embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p d"]:
-        """Class token and patches after `ln_vision`, what the causal Q-Former reads."""
+        """Class token and patches after `ln_vision`: the input of the causal Q-Former."""
         return self.vision(self.preprocess(images))
 
     def causal_embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """Causal Q-Former outputs: embedding i depends on the image and queries 0..i."""
+        """Outputs of the causal Q-Former. Embedding i depends on the image and on queries 0..i."""
         return self.causal_qformer(self.image_embeds(images).type_as(self.causal_qformer.query_embeds))
 
     def quantize(self, causal_embeds: Float[Tensor, "b n d"]) -> Quantized:
-        """Nearest codes of the task features; `quantized` is straight-through and fp32."""
+        """Nearest codes of the task features. `quantized` is fp32 and has a straight-through gradient."""
         return self.quantizer(self.encode_task(causal_embeds))
 
     def decode_codes(self, quantized: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
-        """Codes back to the Q-Former's width: the input of both stacks."""
+        """Project codes back to the Q-Former's width, the input of both stacks."""
         return self.decode_task(quantized.to(self.decode_task[0].weight.dtype))
 
     def reconstruct(self, causal_embeds: Float[Tensor, "b n d"]) -> SemanticOutput:
-        """Everything after the Q-Former, differentiable: what stage 2 trains, and what cached embeddings can feed."""
+        """Everything after the Q-Former, differentiable. Stage 2 trains this part, and can feed it cached embeddings."""
         quantized = self.quantize(causal_embeds)
         decoded = self.decode_codes(quantized.quantized)
         cosine_embeds = None if self.cosine is None else self.cosine(decoded)
         return SemanticOutput(causal_embeds, quantized, cosine_embeds, self.generation(decoded))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> SemanticOutput:
-        """Encode, quantize and decode, differentiable."""
+        """Encode, quantize and decode with gradients."""
         return self.reconstruct(self.causal_embeds(images))
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
-        """Images to semantic indices. The codebook never moves here; dropout is off in eval mode only.
+        """Encode images to semantic indices. The codebook is not updated. Dropout is off in eval mode only.
 
         Args:
             images: floats in [-1, 1].
@@ -127,7 +126,7 @@ class SemanticTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, semantic_indices: Int[Tensor, "b n"]) -> Float[Tensor, "b m g"]:
-        """Semantic indices to generation embeddings, the condition of the U-Net.
+        """Decode semantic indices to generation embeddings, the condition of the U-Net.
 
         Args:
             semantic_indices: codebook positions of shape (b, 32).
@@ -152,18 +151,18 @@ class SemanticTokenizer(nn.Module):
         return self.generation(self.decode_codes(self.quantizer.codes(semantic_indices)))
 
     def without_cosine_stack(self) -> "SemanticTokenizer":
-        """A tokenizer with the same parts but the cosine stack, which only training reads: the one to publish."""
+        """The same tokenizer without the cosine stack, which only training uses. This is the form to publish."""
         bare = copy.deepcopy(self)
         bare.config, bare.cosine = replace(self.config, cosine_stack=False), None
         return bare
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-        """`config.json` and `model.safetensors`, floating weights cast to `dtype` where given."""
+        """Write `config.json` and `model.safetensors`. Floating-point weights are cast to `dtype` if it is given."""
         save_component(Path(folder), self.config, self, dtype)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "SemanticTokenizer":
-        """A saved tokenizer in eval mode, in fp32. Raises when a file is missing, damaged, or of another configuration."""
+        """Read a saved tokenizer, in eval mode and fp32. Raises if a file is missing, damaged, or of another configuration."""
         folder = Path(folder)
         path = folder / CONFIG_NAME
         config = from_json(SemanticConfig, read_config(path), str(path), complete=True)
