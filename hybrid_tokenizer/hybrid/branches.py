@@ -1,4 +1,4 @@
-"""Three branches as one torch module: moving, casting, compiling, and the hash."""
+"""The three branches as one torch module: moving, casting, compiling and hashing."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ HASHES = ("hash", "first_hash", "_weight_hashes")
 
 
 class Branches(nn.Module):
-    """The branches of a HybridTokenizer, always in evaluation mode."""
+    """The branches of a HybridTokenizer. They are always in evaluation mode."""
 
     def __init__(self, guide: GuideTokenizer, semantic: SemanticTokenizer, diffusion: DiffusionDecoder):
         super().__init__()
@@ -36,7 +36,7 @@ class Branches(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.guide.parameters()).device
 
     @functools.cached_property
@@ -50,7 +50,7 @@ class Branches(nn.Module):
 
     @functools.cached_property
     def first_hash(self) -> str:
-        """The hash as token files of version 1 hold it."""
+        """The hash in the form of token files of version 1."""
         return first_hash(self._weight_hashes, self.diffusion.config)
 
     @functools.cached_property
@@ -87,7 +87,7 @@ class Branches(nn.Module):
         return super().to(device=device, dtype=dtype)
 
     def _apply(self: Kind, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Kind:
-        """What `to`, `half`, `cuda` and the like do to every tensor."""
+        """Apply `fn`, which `to`, `half`, `cuda` and similar methods pass, to every tensor."""
         made = {fn(torch.zeros((), dtype=dtype)).dtype for dtype in (torch.float32, torch.float64)}
         if len(made) > 1:  # `fn` keeps the dtype
             super()._apply(fn, recurse)
@@ -98,8 +98,8 @@ class Branches(nn.Module):
 
     def _cast(self, fn: Callable[[Tensor], Tensor], dtype: torch.dtype, recurse: bool) -> None:
         if dtype == torch.bfloat16:
-            _ = self._weight_hashes  # of the weights as loaded: bf16 would round them
-        kept: list[nn.Module] = [self.guide.quantizer, self.semantic.quantizer]  # rounded codes would be other codes
+            _ = self._weight_hashes  # hash the weights as loaded: bf16 would round them
+        kept: list[nn.Module] = [self.guide.quantizer, self.semantic.quantizer]  # rounding would change the codes
         if dtype == torch.float16:
             kept += self.guide.decoding_modules()
         states = [{key: value.clone() for key, value in module.state_dict().items()} for module in kept]
@@ -108,7 +108,8 @@ class Branches(nn.Module):
             module.float().load_state_dict(state)
 
     def train(self: Kind, mode: bool = True) -> Kind:
-        """Evaluation mode is the only one: `train(False)` and `eval()` keep it, `train()` says how the branches train."""
+        """Keep evaluation mode, the only one. `train(False)` and `eval()` do nothing; `train()` raises and says how to
+        train the branches."""
         if mode:
             raise HybridTokenizerError(
                 "a HybridTokenizer has no training mode: its branches train one by one, with hybrid-tokenizer train-guide, "
@@ -117,7 +118,7 @@ class Branches(nn.Module):
         return super().train(False)
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """That of torch; the hash is computed anew afterwards."""
+        """torch's `load_state_dict`. The hash is then computed anew."""
         result = super().load_state_dict(*arguments, **options)
         for name in HASHES:
             self.__dict__.pop(name, None)
@@ -144,7 +145,7 @@ class Branches(nn.Module):
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """The torch dtype, or that of the name, where weights can have it."""
+    """The torch dtype, given as such or by name. Raises if weights cannot have it."""
     by_name = {str(known).removeprefix("torch."): known for known in DTYPES}
     found = by_name.get(dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES:

@@ -1,4 +1,4 @@
-"""A tokenizer as a folder in diffusers' layout: here, in the package, or on the hub."""
+"""Reading and writing a tokenizer as a folder in diffusers' layout: local, in the package, or on the hub."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ COMPONENTS: dict[str, type] = {"guide": GuideTokenizer, "semantic": SemanticToke
 
 
 class Stored(NamedTuple):
-    """What a folder holds beside its components."""
+    """Contents of a folder beside its components."""
 
     parts: dict[str, Any]
     name: str
@@ -41,9 +41,9 @@ def read_tokenizer(
     revision: str | None = None,
     token: str | None = None,
 ) -> Stored:
-    """The components of a preset, a folder or a hub id, some of them replaced by folders of their own.
+    """Read the components of a preset, a folder or a hub id. Each can be replaced by a folder of its own.
 
-    With all three replaced, nothing is read at `source`, which is then the name alone.
+    If all three are replaced, nothing is read from `source`, which is then only the name.
     """
     folders = {part: Path(folder) for part, folder in replacements.items() if folder is not None}
     name, search_steps, card = str(source), 0, None
@@ -75,7 +75,7 @@ def write_tokenizer(
     dtype: torch.dtype | None,
     max_shard_size: int | str,
 ) -> None:
-    """A complete folder beside `folder`, renamed at the end. `facts` stand in the index."""
+    """Write a complete folder beside `folder` and rename it at the end. `facts` go into the index."""
     existing = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     if folder.is_file() or (existing and INDEX_NAME not in existing):
         raise HybridTokenizerError(f"{folder} exists and holds no tokenizer; give a new or empty folder")
@@ -103,7 +103,7 @@ def write_tokenizer(
 
 
 def find_home(source: str | Path, subfolder: str | None, revision: str | None, token: str | None) -> Path:
-    """The local folder behind a preset's name, a path or a hub id."""
+    """Find the local folder of a preset's name, a path or a hub id."""
     text = str(source)
     if text in list_presets():
         source = PRESETS / text

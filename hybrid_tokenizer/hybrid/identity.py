@@ -1,4 +1,4 @@
-"""The hash of a tokenizer: which tokens belong to it.
+"""The hash of a tokenizer, which decides whether tokens belong to it.
 
 Configuration values that are the defaults of their class are left out, so that a new option, of this package or of diffusers,
 does not make another tokenizer of every stored one.
@@ -21,9 +21,9 @@ from hybrid_tokenizer.tokens import HASH_PREFIX
 TRAINING_ONLY = frozenset(
     ["cosine_stack", "prefix_dropout", "dropout", "codebook_weight", "commitment_weight", "ema_decay", "restart_below"]
 )
-"""Entries of the configurations that neither encoding nor decoding reads."""
+"""Configuration entries that neither encoding nor decoding reads."""
 AS_BUILT = frozenset(["unet", "vae", "vae_class"])
-"""Entries of the diffusion configuration that only describe its networks, which have configurations of their own."""
+"""Entries of the diffusion configuration that only describe its networks. Those have configurations of their own."""
 OF_A_CALL = frozenset(["decode_defaults"])
 
 
@@ -48,7 +48,7 @@ def tokenizer_hash(
 
 
 def first_hash(weights: Mapping[str, str], config: DiffusionConfig) -> str:
-    """The hash that token files of version 1 hold: weights, and four settings of the diffusion branch."""
+    """The hash in token files of version 1. It covers the weights and four settings of the diffusion branch."""
     settings = [config.latent_shift, config.latent_scale]
     settings += [config.guide_residual] if config.guide_residual else []
     numbers = [[float(value) for value in values] for values in settings]
@@ -57,7 +57,7 @@ def first_hash(weights: Mapping[str, str], config: DiffusionConfig) -> str:
 
 
 def config_facts(config: Any) -> dict[str, Any]:
-    """What a configuration of ours says beyond its defaults, without what belongs to training or to one call."""
+    """Non-default values of one of this package's configurations, without those that only affect training or a single call."""
     facts = {}
     for field in dataclasses.fields(config):
         if field.name in TRAINING_ONLY | AS_BUILT | OF_A_CALL:
@@ -74,7 +74,7 @@ def config_facts(config: Any) -> dict[str, Any]:
 
 
 def library_facts(model: nn.Module) -> dict[str, Any]:
-    """The class of a diffusers model and those of its arguments that are not the defaults."""
+    """Class and non-default arguments of a diffusers model."""
     accepted = inspect.signature(type(model).__init__).parameters
     arguments = {
         name: canonical(value)
@@ -85,7 +85,7 @@ def library_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> Any:
-    """The form in which equal values are equal JSON: lists for tuples, 1 for 1.0."""
+    """A form in which equal values give equal JSON: tuples become lists, 1.0 becomes 1."""
     if isinstance(value, Mapping):
         return {str(key): canonical(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Where the noise of a decode comes from."""
+"""Random generators for the noise of a decode."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SEED_RANGE = 2**62
 def image_generators(
     indices: Sequence[Int[Tensor, "b ..."]], generator: torch.Generator | None
 ) -> list[torch.Generator]:
-    """One CPU generator per image, seeded by one draw from `generator` (without one: 0) and the image's own indices.
+    """One CPU generator per image, seeded by one draw from `generator` (0 if None) and the image's own indices.
 
     An image's noise depends neither on the rest of the batch nor on its place in it. Equal images get equal noise.
     """
@@ -32,7 +32,7 @@ def image_generators(
 
 
 def as_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator | None:
-    """One of the two, or none."""
+    """The generator, or a new one from `seed`. Raises if both are given."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise HybridTokenizerError(
             f"generator is {shown(generator)}, expected a torch.Generator; give a number as seed="

@@ -1,4 +1,4 @@
-"""What people have to batches of floats in [-1, 1], and decoded batches to what people want."""
+"""Conversion of paths, PIL images, arrays and tensors to batches in [-1, 1], and of decoded batches to output types."""
 
 import os
 import warnings
@@ -28,7 +28,7 @@ LAYOUTS = "(height, width, 3), (3, height, width), or a batch of either"
 
 
 def to_batch(pictures: Any, side: int, resize: Any, device: torch.device) -> Float[Tensor, "b 3 h w"]:
-    """Pictures of any kind as one fp32 batch on `device`.
+    """Convert pictures of any kind to one fp32 batch on `device`.
 
     Raises:
         HybridTokenizerError: a picture of no known kind, layout or value range, or pictures of several sizes.
@@ -76,7 +76,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def fitted(image: Image.Image, side: int, resize: Resize) -> Image.Image:
-    """The picture as a square of `side` pixels, or as it is with None."""
+    """Fit the picture to a square of `side` pixels. None leaves it unchanged."""
     if resize is None or image.size == (side, side):
         return image
     if resize == "pad":
@@ -119,13 +119,13 @@ def from_array(values: np.ndarray | Tensor) -> Float[Tensor, "b 3 h w"]:
 
 
 def check_output_type(output_type: Any) -> None:
-    """Raise for a kind of result that `to_output` does not know."""
+    """Raise for an output type that `to_output` does not know."""
     if output_type not in OUTPUT_TYPES:
         raise HybridTokenizerError(f"output_type={shown(output_type)} is unknown; use {', '.join(OUTPUT_TYPES)}")
 
 
 def to_output(images: Float[Tensor, "b 3 H W"], output_type: OutputType) -> Output:
-    """A batch as it is (pt), as PIL images, or as a uint8 array with channels last (np)."""
+    """Convert a batch to `output_type`: unchanged (pt), PIL images (pil), or a uint8 array with channels last (np)."""
     if output_type == "pil":
         return [to_pil(image) for image in images]
     return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else images

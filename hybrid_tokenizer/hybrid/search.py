@@ -1,4 +1,4 @@
-"""What the encoder's search minimises."""
+"""Loss of the encoder's code search."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,7 +8,7 @@ from hybrid_tokenizer.guide.search import GuideLosses
 from hybrid_tokenizer.perceptual import EfficientNetDistance
 
 PERCEPTUAL_WEIGHT = 0.01
-"""Of the feature distance, beside the squared error of the decoded image (docs/experiments.md)."""
+"""Weight of the feature distance beside the squared error of the decoded image (docs/experiments.md)."""
 
 
 def decoded_losses(
@@ -17,7 +17,7 @@ def decoded_losses(
     images: Float[Tensor, "b 3 h w"],
     generation_embeds: Float[Tensor, "b n d"] | None,
 ) -> GuideLosses:
-    """The loss of the encoder's search: how far what `diffusion` decodes, with its default options, is from `images`."""
+    """Loss per image of the code search: the distance from `images` of what `diffusion` decodes with its default options."""
     size = (images.shape[-2], images.shape[-1])
 
     def losses_of(guide_images: Float[Tensor, "b 3 gh gw"]) -> Float[Tensor, "b"]:

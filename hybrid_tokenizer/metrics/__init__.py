@@ -1,8 +1,8 @@
 """Measures of images in [-1, 1] against references in [-1, 1], one float64 value per image.
 
-`pixel` (PSNR, SSIM, ...), `weighted` (LPIPS, FID, ... whose weights the user brings), `preference` (scores of an image for a
-caption), `codebook` (usage and perplexity), `statistics` (bootstrap intervals). The measures by feature networks that also
-train are in `hybrid_tokenizer.perceptual`. Names are imported on first use.
+`pixel` has PSNR, SSIM and others. `weighted` has LPIPS, FID and others whose weights the user provides. `preference`
+scores an image against a caption. `codebook` measures usage and perplexity. `statistics` computes bootstrap intervals.
+Feature distances that are also training losses are in `hybrid_tokenizer.perceptual`. Names are imported on first use.
 """
 
 import lazy_loader

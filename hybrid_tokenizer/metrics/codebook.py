@@ -28,7 +28,7 @@ def perplexity(counts: Int[Tensor, "codes"]) -> float:
 
 
 class CodebookUse:
-    """Counts codes over a whole set, independently of how it is split into batches."""
+    """Counts code use over a set of images. The result does not depend on how the set is split into batches."""
 
     def __init__(self, codebook_size: int):
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
@@ -51,7 +51,7 @@ class CodebookUse:
         self.counts = sum_over_ranks(self.counts.to(device, copy=True)).cpu()
 
     def compute(self) -> dict[str, float]:
-        """`codebook_usage`, `perplexity`, `index_entropy` (bits) and `dead_codes` of everything counted so far."""
+        """Compute `codebook_usage`, `perplexity`, `index_entropy` (bits) and `dead_codes` of everything counted so far."""
         return {
             "codebook_usage": codebook_usage(self.counts),
             "perplexity": perplexity(self.counts),

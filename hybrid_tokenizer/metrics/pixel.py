@@ -1,7 +1,7 @@
 """Full-reference measures on pixels. Every function takes images in [-1, 1] and returns one float64 value per image.
 
-Both sides are first checked for range, clamped and rounded to 8 bits, as in a saved picture. A value does not depend on the
-other images of the batch. A HybridTokenizerError says where a value range is another one.
+Both inputs are first checked for range, clamped and rounded to 8 bits, as in a saved picture. A value does not depend
+on the other images of the batch. Another value range raises HybridTokenizerError.
 
 Examples:
     >>> decibels = hybrid_tokenizer.metrics.psnr(tokenizer.reconstruct(images), images)
@@ -28,7 +28,7 @@ ENERGY_RATIO_FLOOR = 1e-6
 
 
 def checked_levels(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """[-1, 1] to whole levels 0..255 in fp32; raises on another value range."""
+    """Convert [-1, 1] to whole levels 0..255 in fp32. Raises on another value range."""
     check_range(images)
     return to_levels(images)
 
@@ -38,7 +38,7 @@ def image_by_image(
     images: Float[Tensor, "b 3 h w"],
     references: Float[Tensor, "b 3 h w"],
 ) -> Float[Tensor, "b"]:
-    """`function` of the levels of both sides, in float64. On a CPU one image at a time, so that it stays in the cache."""
+    """Apply `function` to the levels of both inputs, in float64. On a CPU it runs one image at a time, which stays in the cache."""
     chunk_size = full_resolution_chunk(images.device)
     pairs = torch.stack([images, references], dim=1)
     return in_chunks(
@@ -69,7 +69,8 @@ def ms_ssim(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w
 def ssim_paper_compat(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """SSIM of 0..255 floats with data range 1, the setting that fits the paper's SSIM column. Not standard SSIM.
 
-    It runs in fp32, as such code does. Variances near 0 cancel there, which moves a value by up to 5e-4 against fp64.
+    It runs in fp32, as the usual implementations do. Cancellation in variances near 0 changes a value by up to 5e-4
+    against fp64.
     """
     return _ssim(pytorch_msssim.ssim, images, references, 1)
 
@@ -80,7 +81,7 @@ def _ssim(
     references: Float[Tensor, "b 3 h w"],
     unit: int,
 ) -> Float[Tensor, "b"]:
-    """`function` of levels / `unit`, data range 1."""
+    """Apply `function` to levels / `unit`, with data range 1."""
     options = {"data_range": 1.0, "size_average": False, "win_size": SSIM_WINDOW, "win_sigma": SSIM_SIGMA}
 
     def similarity(*sides: Float[Tensor, "c 3 h w"]) -> Float[Tensor, "c"]:
@@ -91,12 +92,12 @@ def _ssim(
 
 
 def high_frequency_energy(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
-    """Energy of the upper half band of spatial frequencies, over the reference's: 1 is right, below 1 is too smooth.
+    """Energy in the upper half of the spatial frequencies relative to the reference. 1 is right; below 1 is too smooth.
 
     The band is the radial frequencies of at least 0.25 cycles per pixel in the power spectrum of the luma, as in the
     spectral statistics of Durall et al. 2020 (CVPR, "Watch your up-convolution"); a Hann window keeps the picture's
-    edges from leaking into it. Values under 1e-6 become 1e-6, so that a geometric mean exists; NaN where the reference
-    itself has no energy there.
+    edges from leaking into it. Values under 1e-6 become 1e-6, so that a geometric mean exists. The value is NaN if the
+    reference has no energy in the band.
     """
     energy = _band_energy(checked_levels(references))
     ratio = (_band_energy(checked_levels(images)) / energy).clamp_min(ENERGY_RATIO_FLOOR)

@@ -1,7 +1,7 @@
-"""Text-image scores whose weights the user brings: PickScore, HPSv2, ImageReward, CLIPScore, on transformers' classes.
+"""Text-image scores whose weights the user provides: PickScore, HPSv2, ImageReward and CLIPScore, on transformers' classes.
 
-Each is a module that takes images in [-1, 1] of any size and a caption an image, and gives one float64 value an image.
-Networks may run in bf16; embeddings are compared, and ImageReward's head is computed, in fp32.
+Each is a module that takes images in [-1, 1] of any size and one caption per image, and returns one float64 value per
+image. Networks may run in bf16. Embeddings are compared in fp32, and ImageReward's head runs in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ Tokens = Callable[[Sequence[str]], Int[Tensor, "b 77"]]
 
 
 class OpenClipTokens:
-    """Captions to CLIP's ids with the vocabulary that the package open_clip_torch ships."""
+    """Tokenizes captions with CLIP's vocabulary from the package open_clip_torch."""
 
     def __init__(self) -> None:
         try:
@@ -56,12 +56,12 @@ class OpenClipTokens:
         self.tokenizer = SimpleTokenizer(context_length=CLIP_LENGTH)
 
     def __call__(self, captions: Sequence[str]) -> Int[Tensor, "b 77"]:
-        """Cut at 77 with the end mark kept, zero behind it."""
+        """Ids truncated to 77 with the end mark kept, padded with zeros."""
         return self.tokenizer(list(captions))
 
 
 class FolderTokens:
-    """Captions to CLIP's ids with a tokenizer of transformers, from a folder or a hub id."""
+    """Tokenizes captions with CLIP's tokenizer in transformers' form, from a folder or a hub id."""
 
     def __init__(self, folder: str | Path):
         home = hub.folder(folder, expected="the folder of CLIP's tokenizer", patterns=TOKENIZER_PATTERNS)
@@ -73,7 +73,8 @@ class FolderTokens:
             ) from None
 
     def __call__(self, captions: Sequence[str]) -> Int[Tensor, "b 77"]:
-        """Cut at 77 with the end mark kept. What stands behind it is not seen by the end mark, which is read out."""
+        """Ids truncated to 77 with the end mark kept. The embedding is read at the end mark, which does not attend to
+        the padding after it."""
         batch = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=CLIP_LENGTH, return_tensors="pt"
         )
@@ -81,7 +82,7 @@ class FolderTokens:
 
 
 class BertIds:
-    """Captions to ids and mask of bert-base-uncased, as ImageReward was trained: at most 35, always padded to 35."""
+    """Tokenizes captions with bert-base-uncased as in ImageReward's training: truncated and padded to 35."""
 
     def __init__(self, folder: str | Path):
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -94,7 +95,7 @@ class BertIds:
 
 
 def crop_square(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
-    """Shorter side to `side`, then the centre; 8-bit levels, as the authors' pipelines resize stored pictures."""
+    """Resize the shorter side to `side` and crop the centre, on 8-bit levels, as the authors' pipelines do with stored pictures."""
     height, width = images.shape[-2:]
     shorter = min(height, width)
     size = (side * height // shorter, side * width // shorter)
@@ -104,7 +105,7 @@ def crop_square(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b
 
 
 def pad_square(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
-    """Longer side to `side`, black around: HPSv2 scores whole pictures."""
+    """Resize the longer side to `side` and pad with black: HPSv2 scores whole pictures."""
     height, width = images.shape[-2:]
     longer = max(height, width)
     size = (round(side * height / longer), round(side * width / longer))
@@ -114,7 +115,7 @@ def pad_square(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 
 
 
 class ClipCosine(nn.Module):
-    """A CLIP's cosine of image and caption, turned into a score by its subclasses."""
+    """Cosine of CLIP's image and caption embeddings. Subclasses turn it into a score."""
 
     prompt = ""
     fit = staticmethod(crop_square)
@@ -125,35 +126,35 @@ class ClipCosine(nn.Module):
         self.requires_grad_(False).eval()
 
     def score(self, cosines: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """From the cosine to the published number."""
+        """Turn the cosine into the published score."""
         raise NotImplementedError
 
     def image_embeds(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit length, fp32."""
+        """Embeddings of unit length in fp32."""
         pixels = normalize_clip(self.fit(eight_bit(images), self.clip.config.vision_config.image_size))
         features = self.clip.get_image_features(pixel_values=pixels.to(self.clip.dtype)).pooler_output
         return F.normalize(features.float(), dim=-1)
 
     def text_embeds(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Unit length, fp32."""
+        """Embeddings of unit length in fp32."""
         ids = self.tokens([self.prompt + caption for caption in captions]).to(self.clip.device)
         return F.normalize(self.clip.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]) -> Float64[Tensor, "b"]:
-        """A value an image."""
+        """One value per image."""
         return self.score((self.image_embeds(images) * self.text_embeds(captions)).sum(-1)).double()
 
 
 class PickScore(ClipCosine):
-    """Kirstain et al. 2023: the cosine times the learned scale, about 20. Its softmax over pictures is a preference."""
+    """PickScore (Kirstain et al. 2023): the cosine times the learned scale, about 20. A softmax over pictures gives preferences."""
 
     def score(self, cosines: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         return self.clip.logit_scale.float().exp() * cosines
 
 
 class HPSv2(ClipCosine):
-    """Wu et al. 2023: the cosine itself, about 0.2 to 0.3."""
+    """HPSv2 (Wu et al. 2023): the cosine itself, about 0.2 to 0.3."""
 
     fit = staticmethod(pad_square)
 
@@ -162,7 +163,7 @@ class HPSv2(ClipCosine):
 
 
 class CLIPScore(ClipCosine):
-    """Hessel et al. 2021: 2.5 max(cosine, 0) under the prompt "A photo depicts ..."."""
+    """CLIPScore (Hessel et al. 2021): 2.5 max(cosine, 0) with the prompt "A photo depicts ..."."""
 
     prompt = CLIPSCORE_PROMPT
 
@@ -171,7 +172,8 @@ class CLIPScore(ClipCosine):
 
 
 class ImageReward(nn.Module):
-    """Xu et al. 2023: BLIP reads the caption with attention to the picture; a linear head gives a z-score."""
+    """ImageReward (Xu et al. 2023): BLIP encodes the caption with cross-attention to the picture, and a linear head
+    gives a z-score."""
 
     name = "image_reward"
 
@@ -184,14 +186,14 @@ class ImageReward(nn.Module):
         self.requires_grad_(False).eval()
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageReward":
-        """The head stays in fp32 whatever the networks run in."""
+        """Move and cast the networks. The head stays in fp32."""
         super().to(*args, **kwargs)
         self.head.float()
         return self
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]) -> Float64[Tensor, "b"]:
-        """A value an image."""
+        """One value per image."""
         pixels = normalize_clip(crop_square(eight_bit(images), self.vision.config.image_size))
         patches = self.vision(pixel_values=pixels.to(self.vision.dtype)).last_hidden_state
         ids, mask = (part.to(patches.device) for part in self.ids(captions))
@@ -200,12 +202,13 @@ class ImageReward(nn.Module):
 
 
 def standardize(rewards: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-    """By the mean and deviation of the raw rewards that the authors give."""
+    """Standardise raw rewards with the mean and standard deviation that the authors publish."""
     return (rewards - IMAGE_REWARD_MEAN) / IMAGE_REWARD_STD
 
 
 def reward_head(width: int) -> nn.Sequential:
-    """Five linear layers with nothing between them but the dropout of training, whose places are kept."""
+    """ImageReward's head: five linear layers without activations. The indices of its dropout layers are kept, so that
+    the published keys match."""
     layers: list[nn.Module] = []
     for out in HEAD_WIDTHS:
         layers.append(nn.Linear(width, out))
@@ -216,13 +219,13 @@ def reward_head(width: int) -> nn.Sequential:
 
 
 def eight_bit(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """What would be stored: checked, clamped and rounded to 8 bits, in fp32."""
+    """Images as a file would store them: checked, clamped and rounded to 8 bits, in fp32."""
     check_range(images)
     return from_uint8(to_uint8(images))
 
 
 def load_clip(folder: str | Path) -> CLIPModel:
-    """A CLIPModel in transformers' form, from a folder or a hub id, in fp32; refuses a file that lacks or adds a weight."""
+    """Load a CLIPModel in transformers' form from a folder or a hub id, in fp32. Raises if a weight is missing or unexpected."""
     home = hub.folder(folder, expected="a CLIP in transformers' form", patterns=CLIP_PATTERNS)
     logging.disable_progress_bar()
     try:
@@ -243,7 +246,7 @@ def load_clip(folder: str | Path) -> CLIPModel:
 
 
 def load_open_clip(file: Path, vision_head_width: int = 80, text_head_width: int = 64) -> CLIPModel:
-    """A CLIP that open_clip stored, such as HPS_v2_compressed.pt, as a CLIPModel. The widths of a head are ViT-H-14's."""
+    """Load a CLIP that open_clip stored, such as HPS_v2_compressed.pt, as a CLIPModel. The head width is that of ViT-H-14."""
     state = read_foreign(file)
     config = CLIPConfig(**open_clip_sizes(state, str(file), vision_head_width, text_head_width))
     model = CLIPModel(config)
@@ -252,7 +255,7 @@ def load_open_clip(file: Path, vision_head_width: int = 80, text_head_width: int
 
 
 def load_image_reward(file: Path, ids: BertIds) -> ImageReward:
-    """ImageReward.pt as it was published. Nothing but tensors is unpickled."""
+    """Load ImageReward.pt as published. Only tensors are unpickled."""
     state = read_foreign(file)
     vision, text = image_reward_sizes(state, str(file))
     model = ImageReward(BlipVisionConfig(**vision), BlipTextConfig(**text), ids)

@@ -1,5 +1,6 @@
-"""`probe_score`: an offline text-image score. A small network reads pooled features of a shipped network and lands where a
-sentence encoder puts the caption. It is no preference model, and its values compare with those of nothing else."""
+"""`probe_score`: a text-image score that needs no download. A small network maps pooled features of a packaged network
+to a sentence encoder's embedding of the caption. It is not a preference model, and its values cannot be compared with
+those of other scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +18,20 @@ from hybrid_tokenizer.perceptual import EfficientNetDistance
 
 PROBE_WEIGHTS, PROBE_FACTS = "probe.safetensors", "probe.json"
 NETWORK, SIDE = "lite1", 224
-"""Not lite0, which the embedded preset's search descends: its own score would see what was made for it."""
+"""Not lite0, whose distance the embedded preset's search minimises: the score would then favour searched tokens."""
 FEATURES = f"efficientnet-{NETWORK}"
 TEXT_WIDTH = 384
 
 
 @runtime_checkable
 class SentenceEncoder(Protocol):
-    """Captions to unit vectors."""
+    """Maps captions to unit vectors."""
 
     def sentence_features(self, captions: Sequence[str]) -> Float[Tensor, "b d"]: ...
 
 
 class Probe(nn.Module):
-    """Standardised features to a unit vector beside the caption's."""
+    """Maps standardised features to a unit vector near the caption's."""
 
     def __init__(self, num_features: int, hidden_width: int, dropout: float = 0.0):
         super().__init__()
@@ -45,12 +46,12 @@ class Probe(nn.Module):
         )
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
-        """Unit length."""
+        """Embeddings of unit length."""
         return F.normalize(self.layers((features - self.mean) / self.deviation), dim=-1)
 
 
 class ProbeScore(nn.Module):
-    """The cosine of the probe's vector and the caption's, in [-1, 1]."""
+    """Cosine of the probe's embedding and the caption's, in [-1, 1]."""
 
     name = "probe_score"
 
@@ -62,7 +63,7 @@ class ProbeScore(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]) -> Float64[Tensor, "b"]:
-        """A value an image; rounded to 8 bits first."""
+        """One value per image. Images are rounded to 8 bits first."""
         check_range(images)
         vectors = self.probe(pooled_features(self.network, from_uint8(to_uint8(images))))
         return (vectors * self.text.sentence_features(list(captions))).sum(-1).double()
@@ -70,7 +71,7 @@ class ProbeScore(nn.Module):
 
 @torch.no_grad()
 def pooled_features(network: EfficientNetDistance, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
-    """Mean and deviation over positions of each channel of the five stages, of the picture at 224 x 224."""
+    """Mean and standard deviation over positions, per channel of the five stages, for the picture at 224 x 224."""
 
     def pool(chunk: Float[Tensor, "c 3 s s"]) -> Float[Tensor, "c f"]:
         stages = network.features(chunk)
@@ -80,7 +81,7 @@ def pooled_features(network: EfficientNetDistance, images: Float[Tensor, "b 3 h 
 
 
 def load_probe(folder: Path, text: SentenceEncoder) -> ProbeScore:
-    """What tools/train_probe.py wrote; `text` is the encoder it was trained beside."""
+    """Load what tools/train_probe.py wrote. `text` must be the encoder that the probe was trained with."""
     facts = read_json(folder / PROBE_FACTS)
     try:
         probe = Probe(facts["num_features"], facts["hidden_width"])

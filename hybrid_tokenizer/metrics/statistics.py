@@ -8,7 +8,7 @@ from jaxtyping import Float
 RESAMPLES = 1000
 SEED = 0
 VALUES_AT_ONCE = 2**16
-"""Bounds the bootstrap's memory for any number of images."""
+"""Chunk size that bounds the bootstrap's memory for any number of images."""
 
 
 class Interval(NamedTuple):

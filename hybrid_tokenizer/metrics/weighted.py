@@ -1,7 +1,8 @@
-"""Measures whose weights the user brings: LPIPS, CLIP-I, DINO, rFID, KID.
+"""Measures whose weights the user provides: LPIPS, CLIP-I, DINO, rFID and KID.
 
-LPIPS reads torchvision's published backbone files and has torchmetrics' linear layers. rFID and KID read the Inception of
-torch-fidelity (`pt_inception-2015-12-05-6726825d.pth`), CLIP-I and DINO folders in transformers' form.
+LPIPS reads torchvision's published backbone files and takes its linear layers from torchmetrics. rFID and KID read
+torch-fidelity's Inception (`pt_inception-2015-12-05-6726825d.pth`), and CLIP-I and DINO read folders in transformers'
+form.
 """
 
 from collections.abc import Callable, Mapping
@@ -109,8 +110,8 @@ class DinoDistance(nn.Module):
 class Frechet:
     """rFID and KID of a whole set: reconstructions against references, streamed.
 
-    In a distributed run every process updates its own with its share of the batches, perhaps none, and all of them call
-    `compute` and get the same values.
+    In a distributed run every process updates its own instance with its share of the batches, which may be empty. All
+    processes call `compute` and get the same values.
     """
 
     def __init__(self, network: nn.Module, names: list[str], device: torch.device | str):
@@ -124,9 +125,11 @@ class Frechet:
         self.metrics: dict[str, Any] = {}
         if "rfid" in names:
             self.metrics["rfid"] = FrechetInceptionDistance(feature=network).set_dtype(torch.float64).to(device)
-            self.metrics["rfid"].orig_dtype = torch.float64  # torchmetrics sets it in `update`, which may never come
+            self.metrics[
+                "rfid"
+            ].orig_dtype = torch.float64  # torchmetrics sets it in `update`, which may never be called
         if "kid" in names:
-            # torchmetrics gathers one tensor per batch, and waits for ever where another process had fewer batches
+            # torchmetrics gathers one tensor per batch, and deadlocks if another process had fewer batches
             self.metrics["kid"] = KernelInceptionDistance(
                 feature=network, subset_size=KID_SUBSET, sync_on_compute=False
             ).to(device)
@@ -168,7 +171,7 @@ class Frechet:
 
 
 def of_a_set(weights: Mapping[str, str], device: torch.device | str) -> Callable[[], Frechet] | None:
-    """A function that makes a fresh accumulator of rFID and KID, of those that `weights` names. None if it names neither."""
+    """A function that creates a new accumulator for rFID and KID, whichever `weights` names. None if it names neither."""
     names = [name for name in ("rfid", "kid") if name in weights]
     if not names:
         return None
@@ -182,7 +185,7 @@ def of_a_set(weights: Mapping[str, str], device: torch.device | str) -> Callable
 
 
 def inception(file: Path) -> nn.Module:
-    """torch-fidelity's Inception with the weights of `file`: uint8 images to 2,048 features."""
+    """torch-fidelity's Inception with the weights of `file`. It maps uint8 images to 2,048 features."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         from torchmetrics.image.fid import NoTrainInceptionV3

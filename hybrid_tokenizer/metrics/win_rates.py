@@ -1,7 +1,7 @@
-"""From scores of several methods on the same images to who wins: pairwise win rates and shares that add up to 1.
+"""Preference statistics from the scores of several methods on the same images: win rates, and shares that sum to 1.
 
-A score may be compared between methods on one image, where the caption is the same, and hardly between images. Every
-function gives a value a method and image, so that means and bootstrap intervals over images follow.
+Scores are compared between methods on one image, where the caption is the same, and not between images. Every function
+returns one value per method and image, from which means and bootstrap intervals are computed.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 
 def win_rates(scores: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
-    """For each method and image the share of the other methods whose score on that image is lower; a tie is half a win.
+    """Per method and image, the share of the other methods with a lower score on that image. A tie counts half.
 
     The mean over methods is 1/2 on every image. NaN for a single method.
     """
@@ -22,12 +22,12 @@ def win_rates(scores: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
 
 
 def best_shares(scores: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
-    """1 for the method with the best score on an image, split evenly between ties; adds up to 1 over methods."""
+    """1 for the method with the best score on an image, split evenly between ties. The sum over methods is 1."""
     best = scores == scores.max(0, keepdims=True)
     return best / best.sum(0, keepdims=True)
 
 
 def softmax_shares(scores: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
-    """The probability with which PickScore's model prefers each method's image: softmax over methods of its scores."""
+    """Probability that PickScore's model prefers each method's image: softmax of its scores over methods."""
     powers = np.exp(scores - scores.max(0, keepdims=True))
     return powers / powers.sum(0, keepdims=True)
