@@ -52,7 +52,7 @@ def choose_device(device: str | None) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error)
-        raise HybridTokenizerError(f"device={device!r} can not be used ({reason}); use cpu or cuda") from None
+        raise HybridTokenizerError(f"device={device!r} cannot be used ({reason}); use cpu or cuda") from None
     return chosen
 
 

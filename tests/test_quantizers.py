@@ -31,7 +31,7 @@ def test_nearest_codes_do_not_depend_on_the_blocks(monkeypatch):
 
 def test_distances_are_fp32_under_autocast():
     codebook = torch.tensor([[1.0], [1.001]])
-    with torch.autocast("cpu", torch.bfloat16):  # bf16 can not tell these apart
+    with torch.autocast("cpu", torch.bfloat16):  # bf16 cannot tell these apart
         assert nearest_codes(torch.tensor([[1.0009]]), codebook).tolist() == [1]
 
 

@@ -139,7 +139,7 @@ class SemanticTokenizer(nn.Module):
         """
         if semantic_indices.shape[1] != self.num_queries:
             raise HybridTokenizerError(
-                f"{semantic_indices.shape[1]} semantic indices an image, this tokenizer has {self.num_queries}; "
+                f"{semantic_indices.shape[1]} semantic indices per image, this tokenizer has {self.num_queries}; "
                 "pass the indices that its encode returned"
             )
         low, high = semantic_indices.aminmax()

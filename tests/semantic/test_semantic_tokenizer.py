@@ -209,7 +209,7 @@ def test_wrong_folders_and_indices_are_one_clear_line(tokenizer, tmp_path):
         SemanticTokenizer.from_pretrained(tmp_path)
     with pytest.raises(HybridTokenizerError, match="span 0 to 50, the codebook has 0 to 49"):
         tokenizer.decode(torch.tensor([[0, 1, 2, 3, 4, 50]]))
-    with pytest.raises(HybridTokenizerError, match="4 semantic indices an image, this tokenizer has 6"):
+    with pytest.raises(HybridTokenizerError, match="4 semantic indices per image, this tokenizer has 6"):
         tokenizer.decode(torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(HybridTokenizerError, match="expected \\[-1, 1\\]"):
         tokenizer.encode(torch.full((1, 3, 32, 32), 255.0))
