@@ -192,15 +192,19 @@ def load_component(folder: Path, build: Callable[[], Module]) -> Module:
 def fill(build: Callable[[], Module], state_dict: dict[str, Tensor], source: str) -> Module:
     """The module that `build` makes, with these weights, in evaluation mode.
 
-    It is built without memory for its weights and takes those of `state_dict` as they are: no time goes into random
-    values, and a configuration that asks for other shapes than the file has is refused at no cost.
+    It takes the weights as they are, so no time goes into random values. It is first built without any memory: a
+    configuration that asks for other shapes than the file has is refused at no cost.
     """
-    from accelerate import init_empty_weights
+    with one_line(source):
+        with torch.device("meta"):
+            module = build()
+        check_fits(module, state_dict, source)
+        if any(name not in state_dict for name, _ in module.named_buffers()):  # these are not stored but computed
+            from accelerate import init_empty_weights
 
-    with one_line(source), init_empty_weights(include_buffers=False):
-        module = build()
-    check_fits(module, state_dict, source)
-    module.load_state_dict(state_dict, assign=True)
+            with init_empty_weights(include_buffers=False):
+                module = build()
+        module.load_state_dict(state_dict, assign=True)
     return module.eval()
 
 

@@ -34,6 +34,7 @@ MOST_SCANS = 100
 FAINT, BRIGHT_SHARE = 16, 0.9
 PIECE = 2**20
 COMPRESSION, STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS = 259, 273, 279, 324, 325  # tags of TIFF
+UNCOMPRESSED, WITHOUT_CHECKSUM = 1, (5, 32773)  # TIFF's compressions: LZW and PackBits decode zeros to pixels
 GREY = 128  # what libjpeg gives where data is missing
 
 Check = Callable[[Image.Image], None]
@@ -256,15 +257,20 @@ class _Numbers:
 
 
 def _check_tiff(file: BufferedIOBase, image: Image.Image, full: bool) -> Check:
-    size, run = _zero_tail(file)
-    if run and image.tag_v2.get(COMPRESSION, 1) != 1:  # type: ignore[attr-defined]
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        for offsets, counts in ((STRIPS, STRIP_LENGTHS), (TILES, TILE_LENGTHS)):
-            for offset, count in zip(_numbers(tags.get(offsets)), _numbers(tags.get(counts)), strict=False):
-                if min(offset + count, size) - max(offset, size - run) > LONGEST_TIFF_RUN:
-                    raise ValueError("the TIFF's coded data ends in zeros; it is damaged or incomplete")
-        return _no_check
-    return _check_rows if run else _no_check
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    compression = tags.get(COMPRESSION, UNCOMPRESSED)
+    size, tail = _zero_tail(file)
+    if compression == UNCOMPRESSED:
+        return _check_rows if tail else _no_check
+    for offsets, counts in ((STRIPS, STRIP_LENGTHS), (TILES, TILE_LENGTHS)):
+        for offset, count in zip(_numbers(tags.get(offsets)), _numbers(tags.get(counts)), strict=False):
+            run = min(offset + count, size) - max(offset, size - tail)
+            if compression in WITHOUT_CHECKSUM:
+                file.seek(offset)
+                run = max(run, _longest_zero_run(file.read(count), 0, count))
+            if run > LONGEST_TIFF_RUN:
+                raise ValueError("a part of the TIFF's coded data is zeros; it is damaged or incomplete")
+    return _no_check
 
 
 def _numbers(value: int | tuple[int, ...] | None) -> tuple[int, ...]:

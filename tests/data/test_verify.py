@@ -184,7 +184,18 @@ def test_a_tail_of_compressed_tiff_strips(photograph):
     head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)  # fmt: skip
     assert np.array_equal(pixels(head + strip, "full"), np.asarray(photograph))
     cut = len(strip) // 2
-    assert reason(head + strip[:cut] + bytes(len(strip) - cut), "cheap") == "the TIFF's coded data ends in zeros; it is damaged or incomplete"  # fmt: skip
+    assert reason(head + strip[:cut] + bytes(len(strip) - cut), "cheap") == "a part of the TIFF's coded data is zeros; it is damaged or incomplete"  # fmt: skip
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits"])
+def test_holes_in_coded_tiff(photograph, compression):
+    """Neither code has a checksum, and both read zeros as pixels."""
+    data = encoded(photograph, "TIFF", compression=compression)
+    assert np.array_equal(pixels(data, "cheap"), np.asarray(photograph))
+    start = len(data) // 3
+    reason(data[:start] + bytes(3000) + data[start + 3000 :], "cheap")
+    flat = Image.new("RGB", (640, 400))
+    assert not pixels(encoded(flat, "TIFF", compression=compression), "full").any()
 
 
 def test_a_webp_that_lost_its_metadata_chunk(photograph):

@@ -33,6 +33,7 @@ def main() -> None:
         report = run_watched(name, options.cases, options.seed)
         whole.rows |= report.rows
         whole.faults += report.faults
+        whole.inputs += report.inputs
         print(f"{name}: {report.inputs} inputs, {len(report.faults)} faults, {time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
     print(whole.table())
     for fault in whole.faults:

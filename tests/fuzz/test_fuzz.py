@@ -35,7 +35,7 @@ def test_the_driver_sees_what_it_looks_for(tmp_path):
         return Attempt("any", False, wrong=0.5 if case == 3 else 0.0, promised=0.1)
 
     report = run([Door("door", lambda folder: None, attempt)], 5, seed=7, folder=tmp_path)
-    assert report.inputs == 5 + 2 and len(report.faults) == 3
+    assert report.inputs == 5 and len(report.faults) == 3
     assert "case 1" in report.faults[0] and "left the door" in report.faults[0]
     assert "case 2: any took 5.1 s" in report.faults[1]
     assert "case 3: any was read with 0.500 of it wrong, over 0.1" in report.faults[2]
