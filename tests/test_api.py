@@ -49,7 +49,7 @@ def run(code):
 def test_configurations_and_lists_load_no_model_library():
     heavy = "('torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'safetensors')"
     code = (
-        "import sys, hybrid_tokenizer, hybrid_tokenizer.config, hybrid_tokenizer.language.config\n"
+        "import sys, hybrid_tokenizer, hybrid_tokenizer.commands.config, hybrid_tokenizer.language.config\n"
         "print(hybrid_tokenizer.list_presets(), hybrid_tokenizer.list_baselines()[0])\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from hybrid_tokenizer.config import TrainSemantic
+from hybrid_tokenizer.commands.config import TrainSemantic
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer

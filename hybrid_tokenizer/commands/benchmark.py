@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.checkpoints.files import write_atomic, write_json
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.provenance import git_revision, machine, versions
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.commands.language_files import load_models, picture_tokens
-from hybrid_tokenizer.config import command
 from hybrid_tokenizer.data import find_images
 from hybrid_tokenizer.errors import printable
 from hybrid_tokenizer.language.config import CaptionConfig

@@ -126,3 +126,7 @@ def main() -> None:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         remedy = f"did you mean {PROGRAM} {close[0]}?" if close else f"see {PROGRAM} --help"
         raise SystemExit(f"error: no command {name!r}; {remedy}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.commands.language_files import load_models, picture_tokens, write_drawn
-from hybrid_tokenizer.config import command
 from hybrid_tokenizer.language.config import CompleteConfig
 from hybrid_tokenizer.language.generate import complete
 from hybrid_tokenizer.language.vocabulary import budgets

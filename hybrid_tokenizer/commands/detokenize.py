@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.corpus.config import DetokenizeConfig
 from hybrid_tokenizer.corpus.dataset import TokenDataset
 from hybrid_tokenizer.devices import choose_device

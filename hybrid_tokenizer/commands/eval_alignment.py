@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.evaluation.config import EvalAlignmentConfig
 from hybrid_tokenizer.evaluation.pairs import open_pairs

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
+from hybrid_tokenizer.commands.config import EvalLM, command
 from hybrid_tokenizer.commands.language_files import load_models
-from hybrid_tokenizer.config import EvalLM, command
 from hybrid_tokenizer.corpus.dataset import TokenDataset
 from hybrid_tokenizer.data.items import folder_of, item_captions, item_path, list_pairs
 from hybrid_tokenizer.errors import HybridTokenizerError

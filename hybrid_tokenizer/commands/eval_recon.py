@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.evaluation.config import EvalReconConfig
 from hybrid_tokenizer.evaluation.images import open_images

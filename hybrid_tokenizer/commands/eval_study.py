@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from hybrid_tokenizer.baselines.loading import load_baseline
 from hybrid_tokenizer.checkpoints.files import state_hash
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import (

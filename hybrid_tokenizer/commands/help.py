@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from hybrid_tokenizer.config import compose, group_choices
+from hybrid_tokenizer.commands.config import compose, group_choices
 from hybrid_tokenizer.errors import HybridTokenizerError
 
 WIDTH = 110

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_tokenizer.checkpoints.files import write_atomic, write_json
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.corpus.config import InspectConfig
 from hybrid_tokenizer.corpus.dataset import TokenDataset
 from hybrid_tokenizer.corpus.inspection import inspect_codes, robustness, stability

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import PretrainDiffusion, command, component_config
+from hybrid_tokenizer.commands.config import PretrainDiffusion, command, component_config
 from hybrid_tokenizer.diffusion import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer

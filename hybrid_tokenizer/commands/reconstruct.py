@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.commands.picture_files import check_exists, labels
-from hybrid_tokenizer.config import command
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import ReconstructConfig
 from hybrid_tokenizer.evaluation.images import EvalImages

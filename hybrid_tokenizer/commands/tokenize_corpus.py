@@ -1,6 +1,6 @@
 """Encode a corpus of images into token shards on Ray Data. Resumes where a killed run stopped."""
 
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.corpus.config import TokenizeConfig
 from hybrid_tokenizer.corpus.run import tokenize
 from hybrid_tokenizer.errors import printable

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import TrainGuide, command, component_config
+from hybrid_tokenizer.commands.config import TrainGuide, command, component_config
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.loop import train

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from hybrid_tokenizer.config import command
+from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.corpus.dataset import TokenDataset
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.hybrid import HybridTokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_tokenizer.config import TrainSemantic, command, component_config
+from hybrid_tokenizer.commands.config import TrainSemantic, command, component_config
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticConfig
 from hybrid_tokenizer.text import build_text

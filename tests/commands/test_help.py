@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 from commands.test_cli import in_a_fresh_process
 
-from hybrid_tokenizer import config as configuration
 from hybrid_tokenizer.commands import cli
+from hybrid_tokenizer.commands import config as configuration
 from hybrid_tokenizer.commands.cli import COMMANDS
+from hybrid_tokenizer.commands.config import command, compose
 from hybrid_tokenizer.commands.help import field_docs
-from hybrid_tokenizer.config import command, compose
+from hybrid_tokenizer.commands.overrides import literal_text, option_types, with_home
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.overrides import literal_text, option_types, with_home
 
 
 def message_of(monkeypatch, name, *arguments):

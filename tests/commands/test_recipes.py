@@ -7,7 +7,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from hybrid_tokenizer.config import CONFIG_DIR, command, register_schemas
+from hybrid_tokenizer.commands.config import CONFIG_DIR, command, register_schemas
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 
 IMAGENET, PAPERS_PAIRS, GPUS = 1_281_167, 5_000_000, 8

@@ -48,11 +48,11 @@ def test_the_metadata_has_licence_readme_authors_and_the_command(installed):
     ("arguments", "said"), [(["list"], "tiny"), (["study", "study=figures", "--help"], "  guides=")]
 )
 def test_commands_run_outside_the_checkout(installed, tmp_path, arguments, said):
-    command = [sys.executable, "-m", "hybrid_tokenizer", *arguments]
+    command = [sys.executable, "-m", "hybrid_tokenizer.commands.cli", *arguments]
     paths = environment() | {"PYTHONPATH": str(installed)}
     done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, check=True)
     assert said in done.stdout
-    code = "from hybrid_tokenizer import config; print(config.CONFIG_DIR)"
+    code = "from hybrid_tokenizer.commands import config; print(config.CONFIG_DIR)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=paths, capture_output=True, text=True, check=True
     )

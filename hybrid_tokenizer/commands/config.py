@@ -21,6 +21,15 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from hybrid_tokenizer.commands.overrides import (
+    explain_unknown,
+    explain_value,
+    literal_text,
+    option_types,
+    split,
+    unknown_addition,
+    with_home,
+)
 from hybrid_tokenizer.corpus.config import DetokenizeConfig, InspectConfig, TokenizeConfig
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.diffusion.config import DiffusionConfig
@@ -44,15 +53,6 @@ from hybrid_tokenizer.language.config import (
     TrainLMConfig,
     as_list,
 )
-from hybrid_tokenizer.overrides import (
-    explain_unknown,
-    explain_value,
-    literal_text,
-    option_types,
-    split,
-    unknown_addition,
-    with_home,
-)
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.training.config import (
     ContrastiveOptions,
@@ -65,7 +65,7 @@ from hybrid_tokenizer.training.config import (
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 
 PROGRAM = "hybrid-tokenizer"
-PACKAGED = Path(__file__).resolve().parent / "configs"
+PACKAGED = Path(__file__).resolve().parents[1] / "configs"
 CONFIG_DIR = PACKAGED if PACKAGED.is_dir() else PACKAGED.parents[1] / "configs"
 """In an installed package the files are inside it, in a checkout beside it."""
 
