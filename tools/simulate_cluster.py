@@ -16,10 +16,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hybrid_tokenizer.checkpoints.files import write_json
+from hybrid_tokenizer.checkpoints.files import write_atomic, write_json
+from hybrid_tokenizer.evaluation.tables import Column, to_markdown
+from hybrid_tokenizer.provenance import git_revision
 
 HOUR = 3600.0
 WORKERS = (8, 16, 32, 64, 128, 256, 512)
+COLUMNS = [
+    Column("workers", "workers", "d"), Column("worker_mtbf_hours", "a worker fails every, h", ".0f"),
+    Column("hours", "hours", ".2f"), Column("ideal_hours", "without failures, h", ".2f"),
+    Column("worker_failures", "workers failed", "d"), Column("driver_failures", "driver failed", "d"),
+    Column("lost", "work lost", ".3%"), Column("down", "down", ".2%"), Column("idle", "idle", ".2%"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,9 @@ def main() -> None:
                 f"{found['worker_failures']} + {found['driver_failures']} failures, lost {found['lost']:.2%}, "
                 f"down {found['down']:.2%}, idle {found['idle']:.2%}"
             )
-    write_json(options.output, {"cluster": asdict(base), "seed": options.seed, "rows": rows})
+    found = {"cluster": asdict(base), "seed": options.seed, "rows": rows, "revision": git_revision()}
+    write_json(options.output, found)
+    write_atomic(options.output.with_suffix(".md"), to_markdown(rows, COLUMNS).encode())
 
 
 if __name__ == "__main__":

@@ -158,7 +158,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, HybridTokenizerError):
+        # Ray raises an error that is of both kinds, whose text is a traceback; the plain one is its cause.
+        while isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, HybridTokenizerError | None):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise

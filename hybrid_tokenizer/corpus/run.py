@@ -53,7 +53,7 @@ def _encode(output: Folder, plan: Plan, config: TokenizeConfig) -> dict[str, Any
     """Every part that is missing. Returns the report on this run."""
     parts = missing_parts(output, plan)
     resources = ray.cluster_resources()
-    gpus, device = _device(config, resources.get("GPU", 0))
+    gpus, device = _device(config, resources.get("GPU", 0.0))
     most = resources["GPU"] // gpus if gpus else resources["CPU"] // config.threads_per_worker
     workers = config.worker_range or (max(1, int(most)),) * 2
     encoder = EncoderConfig(

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.corpora import captions, encoded, picture, write_folder, write_saved, write_table, write_tar
+from helpers.bad_images import write_bad_folder
+from helpers.corpora import SIDE, captions, encoded, fill, picture, write_folder, write_saved, write_table, write_tar
 from PIL import Image
 
 from hybrid_tokenizer.corpus.config import ColumnConfig, TokenizeConfig, ViewConfig
@@ -169,6 +170,20 @@ def test_rows_hold_every_view_and_the_rest_is_listed(tmp_path):
     reasons = dict(skipped_of(facts.schema))
     assert set(reasons) == {"0/text.png", "0/empty.png", "0/one.png", "0/strip.png"}
     assert "50x20 px: its shorter side is under 24" in reasons["0/strip.png"]
+
+
+def test_a_corpus_with_damaged_images_lists_each(tmp_path, tokenizer_folder):
+    folder = write_folder(tmp_path / "pictures", 95)
+    write_bad_folder(folder / "bad")
+    (folder / "bad" / "empty.png").write_bytes(b"")
+    output = fill(TokenizeConfig(input=str(folder), output=str(tmp_path / "tokens"), model_name=str(tokenizer_folder),
+                                 data=ViewConfig(image_size=SIDE), batch_size=32, rows_per_part=32))  # fmt: skip
+    held = json.loads((output / "dataset.json").read_text())
+    reasons = {one["key"]: one["reason"] for one in held["skipped"]}
+    assert reasons.keys() == {
+        f"bad/{name}" for name in ("empty.png", "huge.png", "one.png", "text.png", "truncated.jpg")
+    }
+    assert all(reasons.values()) and held["num_rows"] == 96 and held["num_skipped"] == 5
 
 
 @pytest.mark.parametrize("views", [0, 3])
