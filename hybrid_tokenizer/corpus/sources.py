@@ -137,7 +137,9 @@ def _folder_captions(root: Path) -> dict[str, list[str]]:
     rows, without = parse_captions(root)
     if without:
         first = without[0]
-        print(f"{len(without)} rows without a caption, or with one that is no text; the first is {first.where}: {first.reason}")
+        print(
+            f"{len(without)} rows without a caption, or with one that is no text; the first is {first.where}: {first.reason}"
+        )
     return {os.path.normpath(row.path): list(row.captions) for row in rows}
 
 
