@@ -1,11 +1,21 @@
-"""The package's own error type, for everything a user can mend by changing an input or an option, and checks that raise it."""
+"""The package's own error type, for everything a user can mend by changing an input or an option, and checks that raise it.
+
+An optional package that is not installed is such an error too: its line names the extra to install.
+"""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires
 from numbers import Integral, Real
 from typing import Any
 
 MOST_SIDE = 2**16
+PROJECT = "hybrid_tokenizer"
+PACKAGE_OF = {"skimage": "scikit-image", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
+"""Modules whose package has another name."""
+EXTRA = re.compile(r"([\w.-]+).*;.*extra == ['\"](\w+)['\"]")
 
 
 class HybridTokenizerError(ValueError):
@@ -73,3 +83,43 @@ def check_size(name: str, value: Any) -> tuple[int, int]:
         raise HybridTokenizerError(f"{name} is {shown(value)}, expected (height, width) in pixels")
     height, width = (check_whole(f"a side of {name}", side, 1, MOST_SIDE, " pixels") for side in value)
     return height, width
+
+
+def package_of(module: str) -> str:
+    """The normalised name of the package that a module belongs to."""
+    top = module.partition(".")[0]
+    return PACKAGE_OF.get(top, top).replace("_", "-").lower()
+
+
+def extra_of(module: str) -> str | None:
+    """The first extra of pyproject.toml that installs a module's package. None where no extra does."""
+    try:
+        listed = requires(PROJECT) or []
+    except PackageNotFoundError:  # a checkout that is not installed
+        return None
+    found = [EXTRA.match(one) for one in listed]
+    extras = [match[2] for match in found if match and match[1].replace("_", "-").lower() == package_of(module)]
+    return extras[0] if extras else None
+
+
+def absent(module: str, extra: str | None = None) -> HybridTokenizerError:
+    """The error of a package that is not installed.
+
+    Args:
+        module: what could not be imported.
+        extra: the extra to name; the first that has the package where None.
+    """
+    extra = extra or extra_of(module)
+    install = f"{PROJECT}[{extra}]" if extra else package_of(module)
+    return HybridTokenizerError(f"the package {package_of(module)} is not installed; run pip install '{install}'")
+
+
+@contextmanager
+def optional(extra: str | None = None) -> Iterator[None]:
+    """Turn the failed import of an optional package into one line. Modules of this package stay what they are."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == PROJECT:
+            raise
+        raise absent(error.name, extra) from None

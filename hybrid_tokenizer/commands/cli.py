@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from hybrid_tokenizer.errors import HybridTokenizerError, optional
+
 PROGRAM = "hybrid-tokenizer"
 HELP_FLAGS = ("-h", "--help")
 FLAGS_WITH_A_VALUE = (
@@ -38,6 +40,8 @@ class Command(NamedTuple):
     """`configs/NAME.yaml` of a command that takes `key=value`. None: the module parses its own options."""
     path: str | None = None
     """The option that an argument without `=` sets."""
+    extra: str | None = None
+    """The extra of pyproject.toml that it needs. None: a plain installation runs it."""
 
 
 # fmt: off
@@ -46,26 +50,26 @@ COMMANDS = {
     "encode": Command("encode", "images to files of tokens", "cat.png --output tokens"),
     "decode": Command("decode", "files of tokens to images", "tokens/cat.safetensors --output decoded"),
     "list": Command("list_models", "the embedded presets, and the baselines with their licences", ""),
-    "eval": Command("eval_recon", "the table of reconstructions: quality, tokens and bits of each row", "data.root=PHOTOS output_dir=out/eval", "eval_recon"),
-    "eval-alignment": Command("eval_alignment", "how well decoded images fit their captions", "data.root=PAIRS output_dir=out/alignment", "eval_alignment"),
-    "study": Command("eval_study", "the studies behind the paper's figures", "study=decode_sweep data.root=PHOTOS output_dir=out/sweep", "eval_study"),
-    "user-study": Command("user_study", "a blind ranking of reconstructions by people", "prepare my_study --images PHOTOS"),
-    "demo": Command("demo", "a web page that turns a photograph into tokens and back", "--port 8001"),
-    "train-guide": Command("train_guide", "train Branch I, the guide tokens", "data.root=PHOTOS output_dir=runs/guide training.max_steps=2000", "train_guide"),
-    "train-semantic": Command("train_semantic", "train Branch II, the semantic tokens", "stage=contrastive data.root=PAIRS output_dir=runs/semantic", "train_semantic"),
-    "pretrain-diffusion": Command("pretrain_diffusion", "train Branch III, the diffusion decoder", "stage=vae data.root=PHOTOS output_dir=runs/vae", "pretrain_diffusion"),
+    "eval": Command("eval_recon", "the table of reconstructions: quality, tokens and bits of each row", "data.root=PHOTOS output_dir=out/eval", "eval_recon", extra="eval"),
+    "eval-alignment": Command("eval_alignment", "how well decoded images fit their captions", "data.root=PAIRS output_dir=out/alignment", "eval_alignment", extra="eval"),
+    "study": Command("eval_study", "the studies behind the paper's figures", "study=decode_sweep data.root=PHOTOS output_dir=out/sweep", "eval_study", extra="eval"),
+    "user-study": Command("user_study", "a blind ranking of reconstructions by people", "prepare my_study --images PHOTOS", extra="web"),
+    "demo": Command("demo", "a web page that turns a photograph into tokens and back", "--port 8001", extra="web"),
+    "train-guide": Command("train_guide", "train Branch I, the guide tokens", "data.root=PHOTOS output_dir=runs/guide training.max_steps=2000", "train_guide", extra="train"),
+    "train-semantic": Command("train_semantic", "train Branch II, the semantic tokens", "stage=contrastive data.root=PAIRS output_dir=runs/semantic", "train_semantic", extra="train"),
+    "pretrain-diffusion": Command("pretrain_diffusion", "train Branch III, the diffusion decoder", "stage=vae data.root=PHOTOS output_dir=runs/vae", "pretrain_diffusion", extra="train"),
     "assemble": Command("assemble", "put the folders of three branches together as one tokenizer", "--guide runs/guide/final --semantic runs/semantic/final --diffusion runs/unet/final --output my_tokenizer --name mine"),
     "convert": Command("convert", "published checkpoint files to a component folder", "movq movqgan_270M.ckpt --output movq_270m"),
-    "parity": Command("check_parity", "compare with values that published code computed", "FIXTURES"),
-    "benchmark": Command("benchmark", "time the system against plain alternatives", "output=out/speed.json", "benchmark"),
-    "tokenize": Command("tokenize_corpus", "a corpus of images to shards of tokens", "input=PHOTOS output=tokens", "tokenize_corpus"),
-    "detokenize": Command("detokenize", "a picture grid of rows of token shards", "tokens output=grid.png", "detokenize", "input"),
-    "inspect": Command("inspect_tokens", "use, cost and robustness of token shards", "tokens output_dir=out/inspect", "inspect_tokens", "input"),
-    "train-lm": Command("train_lm", "train a language model on tokens of images and captions", "data.tokens=tokens output_dir=runs/lm", "train_lm"),
-    "generate": Command("generate", "draw images from a caption", "'prompt=a dog on the grass' output_dir=out/generate", "generate"),
-    "caption": Command("caption", "write captions of images", "cat.png", "caption", "input"),
-    "complete": Command("complete", "draw the rest of an image from its first tokens", "cat.png output_dir=out/complete", "complete", "input"),
-    "eval-lm": Command("eval_lm", "measure a language model on held-out photographs", "train_tokens=tokens data.root=PAIRS", "eval_lm"),
+    "parity": Command("check_parity", "compare with values that published code computed", "FIXTURES", extra="eval"),
+    "benchmark": Command("benchmark", "time the system against plain alternatives", "output=out/speed.json", "benchmark", extra="eval"),
+    "tokenize": Command("tokenize_corpus", "a corpus of images to shards of tokens", "input=PHOTOS output=tokens", "tokenize_corpus", extra="scale"),
+    "detokenize": Command("detokenize", "a picture grid of rows of token shards", "tokens output=grid.png", "detokenize", "input", extra="scale"),
+    "inspect": Command("inspect_tokens", "use, cost and robustness of token shards", "tokens output_dir=out/inspect", "inspect_tokens", "input", extra="scale"),
+    "train-lm": Command("train_lm", "train a language model on tokens of images and captions", "data.tokens=tokens output_dir=runs/lm", "train_lm", extra="language"),
+    "generate": Command("generate", "draw images from a caption", "'prompt=a dog on the grass' output_dir=out/generate", "generate", extra="language"),
+    "caption": Command("caption", "write captions of images", "cat.png", "caption", "input", extra="language"),
+    "complete": Command("complete", "draw the rest of an image from its first tokens", "cat.png output_dir=out/complete", "complete", "input", extra="language"),
+    "eval-lm": Command("eval_lm", "measure a language model on held-out photographs", "train_tokens=tokens data.root=PAIRS", "eval_lm", extra="language"),
 }
 # fmt: on
 
@@ -108,7 +112,11 @@ def run(name: str, arguments: Sequence[str] | None = None) -> None:
         print(help_text(shown, command.purpose, command.example, command.config, command.path, others))
         return
     sys.argv = [program, *given]
-    import_module(f"hybrid_tokenizer.commands.{command.module}").main()
+    try:
+        with optional(command.extra):
+            import_module(f"hybrid_tokenizer.commands.{command.module}").main()
+    except HybridTokenizerError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from hybrid_tokenizer.data.open import open_rgb
+from hybrid_tokenizer.errors import optional
 
 SKIMAGE_FILES = {
     "astronaut": "astronaut.png",
@@ -18,8 +19,9 @@ SKLEARN_FILES = {"temple": "china.jpg", "flower": "flower.jpg"}
 
 def sample_photographs() -> dict[str, Image.Image]:
     """Seven colour photographs by name, in sorted order of the name."""
-    import skimage
-    import sklearn
+    with optional():
+        import skimage
+        import sklearn
 
     folders = (
         (Path(skimage.__file__).parent / "data", SKIMAGE_FILES),

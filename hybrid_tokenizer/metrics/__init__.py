@@ -5,9 +5,13 @@ scores an image against a caption. `codebook` measures usage and perplexity. `st
 Feature distances that are also training losses are in `hybrid_tokenizer.perceptual`. Names are imported on first use.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+from hybrid_tokenizer.errors import optional
+
+_attached, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "agreement": ["krippendorff_alpha"],
@@ -18,3 +22,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "weighted": ["Frechet", "LPIPS"],
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    with optional():
+        return _attached(name)
