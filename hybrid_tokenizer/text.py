@@ -99,6 +99,10 @@ class MiniLMText(nn.Module):
         states = states * mask[..., None]
         return F.pad(states, (0, 0, 0, NUM_TEXT_TOKENS - states.shape[1]))
 
+    def separate_features(self, captions: Sequence[str]) -> Float[Tensor, "b 77 d"]:
+        """`token_features` of one caption at a time: slower, and free of the rounding that depends on a caption's batch."""
+        return torch.cat([self.token_features([caption]) for caption in captions])
+
     def sentence_features(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
         """Mean of the token states, normalised to unit length: the output that all-MiniLM-L6-v2 was trained for."""
         states, mask = self.hidden(captions)
@@ -132,6 +136,10 @@ class CLIPText(nn.Module):
         # always the same number of rows: what a caption gives must not depend, not even by rounding, on its neighbours
         parts = [captions[start : start + CLIP_CHUNK] for start in range(0, len(captions), CLIP_CHUNK)]
         return torch.cat([self._chunk([*part, *[""] * (CLIP_CHUNK - len(part))])[: len(part)] for part in parts])
+
+    def separate_features(self, captions: Sequence[str]) -> Float[Tensor, "b n d"]:
+        """`token_features`, which depend on no other caption."""
+        return self.token_features(captions)
 
     def _chunk(self, captions: list[str]) -> Float[Tensor, "b n d"]:
         batch = self.tokenizer(
@@ -169,7 +177,7 @@ class CachedText(nn.Module):
         """Token features of the tower, on its device."""
         device = next(self.tower.parameters()).device
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self.kept]
-        fresh = dict(zip(missing, self.tower.token_features(missing), strict=True)) if missing else {}
+        fresh = dict(zip(missing, self.tower.separate_features(missing), strict=True)) if missing else {}
         for caption, features in fresh.items():
             size = features.numel() * features.element_size()
             if size <= self.room:

@@ -8,7 +8,7 @@ from hybrid_tokenizer.commands.config import TrainSemantic
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.quantizers import QuantizerConfig
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
-from hybrid_tokenizer.text import BertTokens, CachedText, CLIPText, CutNotice, build_text, clean_caption
+from hybrid_tokenizer.text import BertTokens, CachedText, CLIPText, CutNotice, MiniLMText, build_text, clean_caption
 from hybrid_tokenizer.training.config import ContrastiveOptions, QuantizeOptions
 from hybrid_tokenizer.training.objective import Objective
 from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
@@ -125,6 +125,14 @@ def test_cached_features_equal_the_towers_and_stay_within_their_room(stable_diff
     for _ in range(2):
         assert torch.equal(cached.token_features(captions), plain(captions))
     assert calls == [["a", "b", "c"], ["c"]], "two captions have room, the third is computed again"
+
+
+def test_a_cold_cache_gives_the_same_features_as_a_warm_one():
+    """A resumed run starts without a cache. In a batch MiniLM's features depend, by rounding, on the other captions."""
+    warm, cold = CachedText(MiniLMText(), megabytes=1), CachedText(MiniLMText(), megabytes=1)
+    captions = ["a dog", "a brown dog runs along the sea at night", "two red cars"]
+    warm.token_features(captions[1:])
+    assert torch.equal(warm.token_features(captions), cold.token_features(captions[:1] + captions[:0:-1])[[0, 2, 1]])
 
 
 def test_stage_2_trains_on_the_features_of_a_stable_diffusion_folder(stable_diffusion):

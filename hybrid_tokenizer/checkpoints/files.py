@@ -9,7 +9,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,11 +42,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, flush to disk, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with temporary_file(temporary):
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,10 +106,33 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Tensors to a safetensors file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with temporary_file(temporary):
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata
+        )
+        give_umask_mode(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[None]:
+    """Around writing a file that is renamed at the end: a failure leaves nothing of it."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def give_umask_mode(*paths: Path) -> None:
+    """Let files have the mode that the umask asks for. safetensors writes them for their owner alone, whatever it says."""
+    for path in paths:
+        probe = path.with_name(f".{path.name}.mode.{os.getpid()}.tmp")
+        with temporary_file(probe), open(probe, "wb") as file:
+            path.chmod(os.fstat(file.fileno()).st_mode & 0o777)
+        probe.unlink()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

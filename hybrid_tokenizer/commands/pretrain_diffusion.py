@@ -11,6 +11,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.text import MiniLMText
+from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_diffusion
 from hybrid_tokenizer.training.unet import UNetObjective
@@ -22,19 +23,22 @@ STAGES = ("vae", "unet", "finetune")
 @command("pretrain_diffusion")
 def main(config: PretrainDiffusion) -> None:
     check_stage(config)
-    torch.manual_seed(config.training.seed)
-    decoder = start_diffusion(component_config(config.diffusion, DiffusionConfig), config.diffusion.init)
     output_dir = Path(config.output_dir)
-    if config.stage == "vae":
-        objective = VAEObjective(decoder, config.vae_loss)
-        stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
-    else:
-        semantic = None if config.semantic_folder is None else SemanticTokenizer.from_pretrained(config.semantic_folder)
-        guide = None if config.guide_folder is None else GuideTokenizer.from_pretrained(config.guide_folder)
-        text = MiniLMText() if config.stage == "unet" else None
-        objective = UNetObjective(decoder, semantic, config.unet, guide, text)
-        stream, val_batches = objective.build_data(config.data, config.training, output_dir)
-    train(objective, stream, val_batches, config.training, output_dir, asdict(config))
+    with locked(output_dir):
+        torch.manual_seed(config.training.seed)
+        decoder = start_diffusion(component_config(config.diffusion, DiffusionConfig), config.diffusion.init)
+        if config.stage == "vae":
+            objective = VAEObjective(decoder, config.vae_loss)
+            stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
+        else:
+            semantic = (
+                None if config.semantic_folder is None else SemanticTokenizer.from_pretrained(config.semantic_folder)
+            )
+            guide = None if config.guide_folder is None else GuideTokenizer.from_pretrained(config.guide_folder)
+            text = MiniLMText() if config.stage == "unet" else None
+            objective = UNetObjective(decoder, semantic, config.unet, guide, text)
+            stream, val_batches = objective.build_data(config.data, config.training, output_dir)
+        train(objective, stream, val_batches, config.training, output_dir, asdict(config))
 
 
 def check_stage(config: PretrainDiffusion) -> None:

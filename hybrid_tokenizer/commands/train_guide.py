@@ -8,15 +8,17 @@ import torch
 from hybrid_tokenizer.commands.config import TrainGuide, command, component_config
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.training.guide import GuideObjective
+from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_guide
 
 
 @command("train_guide")
 def main(config: TrainGuide) -> None:
-    torch.manual_seed(config.training.seed)
-    model = start_guide(component_config(config.guide, GuideConfig), config.guide.init)
     output_dir = Path(config.output_dir)
-    stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
-    objective = GuideObjective(model, config.loss)
-    train(objective, stream, val_batches, config.training, output_dir, asdict(config))
+    with locked(output_dir):
+        torch.manual_seed(config.training.seed)
+        model = start_guide(component_config(config.guide, GuideConfig), config.guide.init)
+        stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
+        objective = GuideObjective(model, config.loss)
+        train(objective, stream, val_batches, config.training, output_dir, asdict(config))

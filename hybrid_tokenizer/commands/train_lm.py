@@ -11,24 +11,31 @@ from hybrid_tokenizer.language.config import TrainLMConfig
 from hybrid_tokenizer.language.documents import DocumentStream, JoinedRows, hold_out_rows
 from hybrid_tokenizer.language.objective import LanguageObjective
 from hybrid_tokenizer.language.setup import start_language_model, validation_documents
+from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
 
 
 @command("train_lm")
 def main(config: TrainLMConfig) -> None:
     output_dir, training = Path(config.output_dir), config.training
-    rows = JoinedRows([TokenDataset(folder) for folder in config.data.folders])
-    if config.data.val_tokens is None:
-        rows, held = hold_out_rows(rows, config.data.val_share)
-    else:
-        held = JoinedRows([TokenDataset(folder) for folder in config.data.val_folders])
-    hybrid = HybridTokenizer.from_pretrained(config.model_name).to(choose_device(None))
-    lm = start_language_model(config.lm, rows, hybrid, output_dir, training.seed)
-    objective = LanguageObjective(
-        lm, config.loss, config.row_length, hybrid.decode if config.pictures else None, config.pictures, config.sampling
-    )
-    stream = DocumentStream(rows, lm.vocabulary, lm.tokenizer, config.documents, training.seed)
-    val_batches = validation_documents(
-        held, lm, training.max_val_images, training.batch_size, config.documents.max_caption_tokens
-    )
-    train(objective, stream, val_batches, training, output_dir, asdict(config))
+    with locked(output_dir):
+        rows = JoinedRows([TokenDataset(folder) for folder in config.data.folders])
+        if config.data.val_tokens is None:
+            rows, held = hold_out_rows(rows, config.data.val_share)
+        else:
+            held = JoinedRows([TokenDataset(folder) for folder in config.data.val_folders])
+        hybrid = HybridTokenizer.from_pretrained(config.model_name).to(choose_device(None))
+        lm = start_language_model(config.lm, rows, hybrid, output_dir, training.seed)
+        objective = LanguageObjective(
+            lm,
+            config.loss,
+            config.row_length,
+            hybrid.decode if config.pictures else None,
+            config.pictures,
+            config.sampling,
+        )
+        stream = DocumentStream(rows, lm.vocabulary, lm.tokenizer, config.documents, training.seed)
+        val_batches = validation_documents(
+            held, lm, training.max_val_images, training.batch_size, config.documents.max_caption_tokens
+        )
+        train(objective, stream, val_batches, training, output_dir, asdict(config))

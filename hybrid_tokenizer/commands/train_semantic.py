@@ -9,6 +9,7 @@ from hybrid_tokenizer.commands.config import TrainSemantic, command, component_c
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticConfig
 from hybrid_tokenizer.text import build_text
+from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
 from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_semantic
@@ -16,17 +17,18 @@ from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_sema
 
 @command("train_semantic")
 def main(config: TrainSemantic) -> None:
-    torch.manual_seed(config.training.seed)
-    model = start_semantic(component_config(config.semantic, SemanticConfig), config.semantic.init)
     output_dir = Path(config.output_dir)
-    stream, val_batches = build_data(
-        config.data, config.training, captions=True, index_folder=output_dir / INDEX_FOLDER
-    )
-    if config.stage == "contrastive":
-        objective = build_contrastive(model, config.contrastive, config.semantic.init)
-    elif config.stage == "quantize":
-        text = build_text(config.quantize.text, config.quantize.text_cache_mb)
-        objective = QuantizeObjective(model, config.quantize, text)
-    else:
-        raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use contrastive or quantize")
-    train(objective, stream, val_batches, config.training, output_dir, asdict(config))
+    with locked(output_dir):
+        torch.manual_seed(config.training.seed)
+        model = start_semantic(component_config(config.semantic, SemanticConfig), config.semantic.init)
+        stream, val_batches = build_data(
+            config.data, config.training, captions=True, index_folder=output_dir / INDEX_FOLDER
+        )
+        if config.stage == "contrastive":
+            objective = build_contrastive(model, config.contrastive, config.semantic.init)
+        elif config.stage == "quantize":
+            text = build_text(config.quantize.text, config.quantize.text_cache_mb)
+            objective = QuantizeObjective(model, config.quantize, text)
+        else:
+            raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use contrastive or quantize")
+        train(objective, stream, val_batches, config.training, output_dir, asdict(config))

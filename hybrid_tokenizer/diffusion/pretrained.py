@@ -11,7 +11,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.configs import UNREADABLE
-from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, check_finite, load_tensors, read_config, write_json
+from hybrid_tokenizer.checkpoints.files import (
+    CONFIG_NAME,
+    check_finite,
+    give_umask_mode,
+    load_tensors,
+    read_config,
+    write_json,
+)
 from hybrid_tokenizer.checkpoints.libraries import quiet
 from hybrid_tokenizer.diffusion.config import VAE_CLASSES, DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError, first_line, shorten
@@ -43,6 +50,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None, max_sh
             copy.deepcopy(model), dtype
         )  # diffusers' own `to` warns about fp32 modules that the model does not have
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
+    give_umask_mode(*folder.glob("*.safetensors"))
     config = read_config(folder / CONFIG_NAME)
     config.pop("_name_or_path", None)  # a path of this machine
     write_json(folder / CONFIG_NAME, config)

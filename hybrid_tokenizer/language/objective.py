@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybrid_tokenizer.checkpoints.files import give_umask_mode
 from hybrid_tokenizer.language.config import SamplingConfig, TokenLossWeights
 from hybrid_tokenizer.language.documents import TEXT, Document, kind_names
 from hybrid_tokenizer.language.generate import write_images
@@ -85,6 +86,7 @@ class LanguageObjective(Objective):
         state = gathered({name: parameter.detach() for name, parameter in model.named_parameters()})
         if state is not None:  # None on all ranks but the first
             model.save_pretrained(folder, state_dict=state)
+            give_umask_mode(*folder.glob("*.safetensors"))
             save_vocabulary(folder, self.lm.tokenizer, self.lm.vocabulary)
 
     def saved_state(self) -> dict[str, Tensor]:

@@ -72,6 +72,9 @@ class TrainingConfig:
     """"offline" keeps the run's files on this machine, "online" sends them."""
     progress: bool = True
     """Show a progress bar."""
+    allow_changes: bool = False
+    """Resume with other data, options or precision than the checkpoint was trained with. The changes are listed, and
+    training.json records them. false refuses such a resume."""
 
     def __post_init__(self) -> None:
         if self.mixed_precision not in PRECISIONS:

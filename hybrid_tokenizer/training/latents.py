@@ -24,6 +24,8 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import from_pil, full_resolution_chunk, resize_bicubic, to_uint8
 from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.training.facts import items_hash
+from hybrid_tokenizer.training.state import writing
 
 
 class LatentStream(Dataset):
@@ -37,9 +39,11 @@ class LatentStream(Dataset):
         seed: int,
         guide_latents: Float[Tensor, "n s c h w"] | None = None,
         pixels: UInt8[Tensor, "n 3 H W"] | None = None,
+        data_hash: str | None = None,
     ):
+        """data_hash: of the images that the latents come from, for a resumed run to compare."""
         self.latents, self.semantic_indices, self.captions, self.seed = latents, semantic_indices, list(captions), seed
-        self.guide_latents, self.pixels = guide_latents, pixels
+        self.guide_latents, self.pixels, self.data_hash = guide_latents, pixels, data_hash
 
     def guide_residual(self) -> Float[Tensor, "c"]:
         """Mean square of latents minus the whole guide's latents, per channel."""
@@ -131,7 +135,7 @@ def cache_latents(
         )
         check_same(kept, kept_too, folder)
     captions = [item_captions(items[index]) for index in kept.tolist() for _ in range(views)]
-    return LatentStream(latents, indices, captions, seed, guide_latents, crop_pixels)
+    return LatentStream(latents, indices, captions, seed, guide_latents, crop_pixels, items_hash(items))
 
 
 def check_same(kept: Int[Tensor, "k"], kept_too: Int[Tensor, "l"], folder: Path) -> None:
@@ -185,9 +189,10 @@ def cached(path: Path, facts: list[Any], make: Callable[[], tuple[Tensor, Tensor
     listing = path.with_suffix(".json")
     if not (listing.exists() and path.exists() and read_json(listing)["key"] == key):
         values, kept = make()
-        listing.unlink(missing_ok=True)  # a kill before the next lines must not leave the old key beside new values
-        save_tensors(path, {"values": values, "kept": kept})
-        write_json(listing, {"key": key})
+        with writing(path.parent):
+            listing.unlink(missing_ok=True)  # a kill before the next lines must not leave the old key beside new values
+            save_tensors(path, {"values": values, "kept": kept})
+            write_json(listing, {"key": key})
     stored = load_tensors(path)
     return stored["values"], stored["kept"]
 

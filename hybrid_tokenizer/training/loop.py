@@ -1,7 +1,6 @@
 """The training loop, counted in steps: accumulate, clip, average, validate, save, resume. It knows objectives only."""
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from hybrid_tokenizer.checkpoints.files import load_strict, state_hash, write_json
+from hybrid_tokenizer.checkpoints.files import load_strict, read_json, state_hash, write_atomic, write_json
 from hybrid_tokenizer.data import build_loader
 from hybrid_tokenizer.errors import HybridTokenizerError, shorten
 from hybrid_tokenizer.images import to_uint8
 from hybrid_tokenizer.provenance import provenance
 from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.facts import LENGTH, changes_of, settings_of
+from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.objective import Objective, ema_decay_at, learning_rate_at
 from hybrid_tokenizer.training.sharding import gathered, prepare_sharded, shards_weights, spread_as
 from hybrid_tokenizer.training.state import (
@@ -29,13 +30,19 @@ from hybrid_tokenizer.training.state import (
     OPTIMIZER,
     append_jsonl,
     find_checkpoint,
+    is_validated,
     load_checkpoint_tensors,
     pack_optimizer,
+    prepare_folder,
     save_checkpoint,
     trim_jsonl,
     unpack_optimizer,
+    writing,
 )
 from hybrid_tokenizer.training.tracking import TensorBoardEvents
+
+RECORD = "training.json"
+"""In the final folder: what the run was. It is written last."""
 
 
 def train(
@@ -56,10 +63,11 @@ def train(
         run_facts: the resolved configuration, which training.json records.
 
     Raises:
-        HybridTokenizerError: the loss or a weight is not finite (the checkpoints stay as they were), or `output_dir` holds a
-            run of another model, seed or batch.
+        HybridTokenizerError: the loss or a weight is not finite, or `output_dir` cannot be written (the checkpoints stay as
+            they were), is in use by another run, or holds a run of another model, seed, batch, data or settings.
     """
-    _Run(objective, stream, val_batches, config, output_dir, run_facts).run()
+    with locked(output_dir):
+        _Run(objective, stream, val_batches, config, output_dir, run_facts).run()
 
 
 def choose_precision(config: TrainingConfig) -> str:
@@ -96,8 +104,11 @@ class _Run:
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(config.num_threads)
         self.main = self.accelerator.is_main_process
+        self.accelerator.wait_for_everyone()  # until here the other processes may be writing caches
         if self.main:
-            make_folder(output_dir)
+            prepare_folder(output_dir)
+        precision, processes = self.accelerator.mixed_precision, self.accelerator.num_processes
+        self.settings = settings_of(run_facts, config, precision, processes, objective, stream) if self.main else {}
         objective.to(memory_format=torch.channels_last)
         trained = [p for p in objective.parameters() if p.requires_grad]
         groups = [
@@ -114,6 +125,8 @@ class _Run:
         self.ema = {name: p.detach().clone() for name, p in averaged if p.requires_grad}
         self.step = 0
         self.seconds_before = 0.0
+        self.changes: list[dict[str, Any]] = []
+        self.validated = self.finished = False
         self._resume()
         self.loader = build_loader(
             stream,
@@ -135,13 +148,18 @@ class _Run:
 
     def _resume(self) -> None:
         found = find_checkpoint(self.output_dir / "checkpoints") if self.main else None
-        if self.accelerator.num_processes > 1:  # every rank must read what the main process chose
-            shared = [found]
+        last = -1 if found is None else found[1]["step"]
+        log = self.output_dir / "metrics.jsonl"
+        if self.main:
+            with writing(self.output_dir):
+                self.validated = is_validated(log, last)
+            self.finished = last == self.config.max_steps and trained_steps(self.output_dir / "final") == last
+        if self.accelerator.num_processes > 1:  # every rank must do what the main process found
+            shared = [found, self.settings, self.validated, self.finished]
             torch.distributed.broadcast_object_list(shared)
-            found = shared[0]
+            found, self.settings, self.validated, self.finished = shared
         if found is None:
-            if self.main:
-                trim_jsonl(self.output_dir / "metrics.jsonl", -1)  # of a start that ended before its first checkpoint
+            self._trim(log, last)  # the rows of a start that ended before its first checkpoint
             self._say("starting from step 0")
             return
         folder, facts = found
@@ -155,6 +173,7 @@ class _Run:
         stored = {key: spread_as(value, target.get(key, value)) for key, value in tensors[MODEL].items()}
         unsaved = set(target) - set(self.objective.saved_state())
         load_strict(self.objective, stored, str(folder / MODEL), ignore=unsaved)
+        listed = self._accept_changes(folder, facts)
         if self.ema:
             if set(tensors.get(EMA, {})) != set(self.ema):
                 raise HybridTokenizerError(
@@ -165,19 +184,54 @@ class _Run:
         inner = self.optimizer.optimizer
         unpack_optimizer(inner, self.names, tensors[OPTIMIZER], str(folder / OPTIMIZER))
         self.step, self.seconds_before = facts["step"], facts["seconds"]
-        if self.main:
-            trim_jsonl(self.output_dir / "metrics.jsonl", self.step)
+        self._trim(log, last)
+        for line in listed:
+            self._say(line)
         self._say(f"resumed from step {self.step}")
+
+    def _trim(self, log: Path, last: int) -> None:
+        if self.main:
+            with writing(self.output_dir):
+                trim_jsonl(log, last)
+
+    def _accept_changes(self, folder: Path, facts: dict[str, Any]) -> list[str]:
+        """What this run says of settings that differ from the checkpoint's. Raises where they must not."""
+        step, self.changes = facts["step"], facts.get("changes", [])
+        if step > self.config.max_steps:
+            raise HybridTokenizerError(
+                f"{folder} is beyond training.max_steps={self.config.max_steps}; give at least {step}, or use a new output_dir"
+            )
+        if "settings" not in facts:
+            return [f"{folder} does not record its settings, so that they are not compared with this run's"]
+        changes = changes_of(facts["settings"], self.settings)
+        refused = [words for name, words in changes.items() if name != LENGTH]
+        if refused and not self.config.allow_changes:
+            raise HybridTokenizerError(
+                f"{folder} was trained with other settings: {shorten(refused)}; give the earlier ones, use a new output_dir, "
+                "or accept the changes with training.allow_changes=true"
+            )
+        if refused and step == self.config.max_steps:
+            raise HybridTokenizerError(
+                f"no step is left to train with other settings: {shorten(refused)}; give more than training.max_steps={step}, "
+                "or use a new output_dir"
+            )
+        if changes:
+            self.changes = [*self.changes, {"after_step": step, "changes": list(changes.values())}]
+        return [f"changed after step {step}: {words}" for words in changes.values()]
 
     def run(self) -> None:
         self.started = time.monotonic()
+        if self.finished:
+            self._say(f"finished at step {self.step}")
+            return
         if self.events is not None:
             self.events.from_step = self.step
         if self.accelerator.log_with:
-            self.accelerator.init_trackers(
-                self.config.wandb_project,
-                init_kwargs={"wandb": {"mode": self.config.wandb_mode, "dir": str(self.output_dir)}},
-            )
+            with writing(self.output_dir):
+                self.accelerator.init_trackers(
+                    self.config.wandb_project,
+                    init_kwargs={"wandb": {"mode": self.config.wandb_mode, "dir": str(self.output_dir)}},
+                )
         batches = iter(self.loader)
         self.skipped: set[str] = set()
         self.pending: list[dict[str, Tensor]] = []
@@ -188,7 +242,7 @@ class _Run:
             unit="step",
             disable=not (self.main and self.config.progress),
         )
-        if self.step == 0 and self.config.max_steps > 0:
+        if self._validates() and not self.validated:  # at step 0, or after a kill between saving and validating
             self._validate()
         while self.step < self.config.max_steps:
             waited += self._train_step(batches)
@@ -197,7 +251,7 @@ class _Run:
             last = self.step == self.config.max_steps
             out_of_time = self._out_of_time()
             saves = last or out_of_time or self.step % self.config.save_every == 0
-            validates = last or self.step % self.config.validate_every == 0
+            validates = self._validates()
             if saves or validates or self.step % self.config.log_every == 0:
                 self._log(bar, waited)
             if saves:
@@ -250,6 +304,10 @@ class _Run:
                     self.ema[name].lerp_(parameter.detach(), 1 - decay)
         return waited
 
+    def _validates(self) -> bool:
+        """Whether the log has a validation of this step."""
+        return self.step == self.config.max_steps or self.step % self.config.validate_every == 0
+
     def _out_of_time(self) -> bool:
         limit = self.config.max_minutes
         over = limit is not None and time.monotonic() - self.started > limit * 60
@@ -290,9 +348,12 @@ class _Run:
             "waited_for_data": waited / elapsed,
         }
         bar.set_postfix(loss=f"{means['total']:.4f}")
-        if self.main:
-            append_jsonl(self.output_dir / "metrics.jsonl", row)
-        self.accelerator.log({f"train/{name}": value for name, value in row.items() if name != "step"}, step=self.step)
+        with writing(self.output_dir):
+            if self.main:
+                append_jsonl(self.output_dir / "metrics.jsonl", row)
+            self.accelerator.log(
+                {f"train/{name}": value for name, value in row.items() if name != "step"}, step=self.step
+            )
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -322,12 +383,15 @@ class _Run:
                     self.objective.reshard()  # FSDP keeps the outermost weights whole after a forward pass
         if self.main and self.val_batches:
             figures = {f"val_{name}": value for name, value in validated.figures.items()}
-            append_jsonl(self.output_dir / "metrics.jsonl", {"step": self.step, **figures})
-            self.accelerator.log({name.replace("val_", "val/", 1): v for name, v in figures.items()}, step=self.step)
+            with writing(self.output_dir):
+                if validated.pictures is not None:  # before the row, which tells a resumed run that both are there
+                    save_grid(validated.pictures, self.output_dir / "validation" / f"step-{self.step:08d}.png")
+                append_jsonl(self.output_dir / "metrics.jsonl", {"step": self.step, **figures})
+                self.accelerator.log(
+                    {name.replace("val_", "val/", 1): v for name, v in figures.items()}, step=self.step
+                )
             shown = " ".join(f"{name}={value:.4g}" for name, value in validated.figures.items())
             tqdm.write(f"step {self.step}: validation {shown}")
-            if validated.pictures is not None:
-                save_grid(validated.pictures, self.output_dir / "validation" / f"step-{self.step:08d}.png")
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
@@ -339,7 +403,7 @@ class _Run:
             tensors[EMA] = gathered(self.ema)
         if self.main:
             seconds = self.seconds_before + time.monotonic() - self.started
-            facts = {"geometry": self.geometry, "seconds": seconds}
+            facts = {"geometry": self.geometry, "seconds": seconds, "settings": self.settings, "changes": self.changes}
             save_checkpoint(self.output_dir / "checkpoints", self.step, self.config.keep_checkpoints, tensors, facts)
         self.accelerator.wait_for_everyone()
 
@@ -353,10 +417,13 @@ class _Run:
             raise HybridTokenizerError(
                 f"weights differ between processes at the end ({hashes}); do not use this run, and report how it was started"
             )
+        record = self.output_dir / "final" / RECORD
         if self.main or self.sharded:
             self.objective.eval()
-            with self._averaged_weights():
-                self.objective.export(self.output_dir / "final", self.val_batches)
+            with self._averaged_weights(), writing(record.parent):
+                if self.main:
+                    record.unlink(missing_ok=True)  # of a shorter run, whose weights are overwritten now
+                self.objective.export(record.parent, self.val_batches)
         if self.main:
             seconds = self.seconds_before + time.monotonic() - self.started
             facts = {
@@ -368,9 +435,11 @@ class _Run:
                 "weights_sha256_by_rank": hashes,
                 "skipped": sorted(self.skipped),
                 "config": self.run_facts,
+                "changes": self.changes,
                 "provenance": provenance(),
             }
-            write_json(self.output_dir / "final" / "training.json", facts)
+            with writing(record.parent):
+                write_json(record, facts)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self._say(f"finished at step {self.step}")
@@ -380,14 +449,9 @@ class _Run:
             print(line, flush=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Create a run's folder, or raise with the reason."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HybridTokenizerError(
-            f"output_dir={str(folder)!r} cannot be created ({error.strerror}); give another folder"
-        ) from None
+def trained_steps(final: Path) -> int | None:
+    """The steps of the run that wrote this folder whole; None where none did."""
+    return read_json(final / RECORD).get("step") if (final / RECORD).exists() else None
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -413,7 +477,4 @@ def save_grid(pictures: Tensor, path: Path) -> None:
     grid = make_grid(
         to_uint8(pictures.float().cpu().reshape(rows * columns, *pictures.shape[2:])), nrow=columns, padding=2
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(encode_png(grid).numpy().tobytes())
-    os.replace(temporary, path)
+    write_atomic(path, encode_png(grid).numpy().tobytes())

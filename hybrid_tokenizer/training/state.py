@@ -2,18 +2,76 @@
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.files import file_hash, load_tensors, read_json, save_tensors, write_json
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.checkpoints.files import (
+    file_hash,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_atomic,
+    write_json,
+)
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line, printable, shown
 from hybrid_tokenizer.training.sharding import spread_as
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+FIELDS = {"step": int, "seconds": float, "sha256": dict, "geometry": dict, "settings": dict, "changes": list}
+"""Of state.json, with their types."""
+LATER_FIELDS = ("settings", "changes")
+"""Those that version 0.2.0 did not write."""
+FOLDERS = ("checkpoints", "validation", "final", "cache", "tensorboard")
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\.tmp[A-Za-z0-9]{6}")
+"""Names under which this package and safetensors write before they rename."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around writes to a run's folder: a failure is one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError):
+            reason, where = error.strerror or first_line(error), error.filename or folder
+        else:  # its text holds the system's
+            reason, where = re.sub(r".*I/O error: | \(os error.*", "", first_line(error)), folder
+        raise HybridTokenizerError(
+            f"{printable(str(where))} cannot be written ({reason}); the checkpoints that are there are whole: mend this, and the "
+            "same command goes on from the newest"
+        ) from None
+
+
+def prepare_folder(folder: Path) -> None:
+    """Check what a run will write to before it computes anything, and remove what a killed run was writing."""
+    with writing(folder):
+        for name in FOLDERS:
+            if (folder / name).exists() and not (folder / name).is_dir():
+                raise HybridTokenizerError(
+                    f"{printable(folder / name)} is a file, and this run needs a folder of that name; move the file, or give "
+                    "another output_dir"
+                )
+            for path in sorted((folder / name).rglob(".*")):
+                if TEMPORARY.fullmatch(path.name):
+                    _remove(path)
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)  # it may have lain in a folder that is gone now
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
@@ -46,23 +104,30 @@ def unpack_optimizer(
 def save_checkpoint(
     root: Path, step: int, keep: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]
 ) -> Path:
-    """Write `root`/step-N through a temporary folder and a rename, then delete all but the newest `keep` checkpoints."""
+    """Write `root`/step-N through a temporary folder and a rename, then delete all but the newest `keep` checkpoints.
+
+    Raises:
+        HybridTokenizerError: it cannot be written. The earlier checkpoints stay, and nothing of this one.
+    """
     final = root / f"step-{step:08d}"
     temporary = root / f".{final.name}.{os.getpid()}.tmp"
-    for stale in root.glob(".step-*.tmp"):  # left by a killed run
-        shutil.rmtree(stale)
-    temporary.mkdir(parents=True)
-    for name, values in tensors.items():
-        save_tensors(temporary / name, values)
-    hashes = {name: file_hash(temporary / name) for name in tensors}
-    write_json(temporary / STATE, {"step": step, "sha256": hashes, **facts})
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    _sync_folder(root)
-    earlier = [folder for folder in sorted(root.glob("step-*")) if folder.name <= final.name]
-    for old in earlier[:-keep]:  # a later checkpoint is damaged: otherwise the run would have resumed from it
-        shutil.rmtree(old)
+    with writing(root):
+        try:
+            temporary.mkdir(parents=True)
+            for name, values in tensors.items():
+                save_tensors(temporary / name, values)
+            hashes = {name: file_hash(temporary / name) for name in tensors}
+            write_json(temporary / STATE, {"step": step, "sha256": hashes, **facts})
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if final.exists():  # damaged: otherwise the run would have resumed from it
+            _remove(final)
+        os.replace(temporary, final)
+        _sync_folder(root)
+        earlier = [folder for folder in sorted(root.glob("step-*")) if folder.name <= final.name]
+        for old in earlier[:-keep]:  # a later checkpoint is damaged
+            _remove(old)
     return final
 
 
@@ -79,8 +144,9 @@ def find_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
             facts = read_json(folder / STATE)
+            check_state(facts)
             damaged = [name for name, digest in facts["sha256"].items() if file_hash(folder / name) != digest]
-        except (HybridTokenizerError, OSError, KeyError, TypeError) as error:
+        except (HybridTokenizerError, OSError) as error:
             print(f"passed over damaged checkpoint {folder}: {error}", flush=True)
             continue
         if damaged:
@@ -91,6 +157,21 @@ def find_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         return folder, facts
     return None
+
+
+def check_state(facts: Any) -> None:
+    """Raise where a state.json lacks a field or holds something else in it."""
+    if not isinstance(facts, dict):
+        raise HybridTokenizerError(f"{STATE} holds {shown(facts)}, expected an object")
+    for name, kind in FIELDS.items():
+        if name not in facts:
+            if name in LATER_FIELDS:
+                continue
+            raise HybridTokenizerError(f"{STATE} has no {name!r}")
+        if not isinstance(facts[name], kind) or isinstance(facts[name], bool):
+            raise HybridTokenizerError(f"{STATE} has {name}={shown(facts[name])}, expected {kind.__name__}")
+    if missing := {MODEL, OPTIMIZER} - set(facts["sha256"]):
+        raise HybridTokenizerError(f"{STATE} lists no {' and no '.join(sorted(missing))}")
 
 
 def load_checkpoint_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -106,16 +187,19 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 def trim_jsonl(path: Path, last_step: int) -> None:
     """Remove the rows after `last_step` and a half-written row, so that a resumed log equals that of an unbroken run."""
-    if not path.exists():
-        return
-    rows = []
-    for line in path.read_text().splitlines():
+    if path.exists():
+        kept = [json.dumps(row) + "\n" for row in _rows(path) if row["step"] <= last_step]
+        write_atomic(path, "".join(kept).encode())
+
+
+def is_validated(path: Path, step: int) -> bool:
+    """Whether a log has the row of a step's validation."""
+    return any(row["step"] == step and any(name.startswith("val_") for name in row) for row in _rows(path))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # cut off by a kill
             continue
-        if row["step"] <= last_step:
-            rows.append(json.dumps(row) + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(rows))
-    os.replace(temporary, path)

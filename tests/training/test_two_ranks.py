@@ -57,9 +57,18 @@ def test_two_processes_train_one_model_on_different_images(script, pictures, tmp
     options = [option for option in options if "max_steps" not in option]
     error, stdout, _ = script(
         "train_guide.py", *options, "guide.quantizer.kind=ema", f"output_dir={tmp_path / 'ema'}",
-        "training.batch_size=4", f"training.max_steps={STEPS + 1}",
+        "training.batch_size=4", f"training.max_steps={STEPS + 1}", "training.allow_changes=true",
     )  # fmt: skip
-    assert error is None and said(stdout) == [f"resumed from step {STEPS}", f"finished at step {STEPS + 1}"]
+    changes = (
+        "training.accumulation was 2, is 1",
+        "training.batch_size was 1, is 4",
+        "training.max_steps was 2, is 3",
+        "processes was 2, is 1",
+    )
+    assert error is None and sorted(said(stdout)) == [
+        *sorted(f"changed after step {STEPS}: {change}" for change in changes),
+        f"finished at step {STEPS + 1}", f"resumed from step {STEPS}",
+    ]  # fmt: skip
 
 
 def first_gradients(folder):
