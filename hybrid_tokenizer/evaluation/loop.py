@@ -196,7 +196,11 @@ def evaluate_rows(
         stored = None if store is None or rank else store.read(tokenizer.name)
         done = gather_over_ranks(stored)[0]  # every process must skip the same rows, whatever its disk holds
         if done is None:
-            done = evaluate(tokenizer, images, measures, **options)
+            try:
+                done = evaluate(tokenizer, images, measures, **options)
+            except KeyboardInterrupt:
+                kept = "" if store is None else "; they are kept, and the same command goes on from there"
+                raise KeyboardInterrupt(f"{len(evaluations)} of {len(tokenizers)} rows are finished{kept}") from None
             if store is not None and rank == 0:
                 store.write(tokenizer.name, done)
         evaluations.append(done)

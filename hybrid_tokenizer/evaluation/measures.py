@@ -1,7 +1,7 @@
 """The measures of images against references, with the headings of their columns. A new one is a line in a list below."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -76,19 +76,33 @@ def _efficientnet(name: str, device: torch.device) -> perceptual.EfficientNetDis
 
 def efficientnet(name: str) -> Function:
     """The feature distance of an EfficientNet-lite, whose weights are loaded at the first call."""
-    return lambda images, references: perceptual.efficientnet_distance(
+    return lambda images, references: perceptual.feature_distance(
         _efficientnet(name, images.device), images, references
     )
 
 
+@functools.cache
+def _squeezenet(device: torch.device) -> perceptual.SqueezeNetDistance:
+    return perceptual.SqueezeNetDistance().to(device)
+
+
+def squeezenet(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+    """The feature distance of SqueezeNet, whose weights are loaded at the first call."""
+    return perceptual.feature_distance(_squeezenet(images.device), images, references)
+
+
 # `tiny` is trained and searches with lite0, and its decode options were chosen with lite1. lite2 had no part in either, so
-# its distance is the one that validates.
+# its distance is one that validates. It is their sister all the same; SqueezeNet, which had no part either, is not.
+SQUEEZENET = Metric("squeezenet_distance", squeezenet, "SqueezeNet ↓")
+"""Measured where the packages with its weights are installed."""
+
 METRICS = (
     Metric("psnr", pixel.psnr, "PSNR ↑", 2),
     Metric("ssim", pixel.ssim, "SSIM ↑", least_side=pixel.SSIM_WINDOW),
     Metric("ms_ssim", pixel.ms_ssim, "MS-SSIM ↑", least_side=pixel.MS_SSIM_LEAST_SIDE),
     Metric("ssim_paper_compat", pixel.ssim_paper_compat, "SSIM, paper's ↑"),
     Metric("effnet_lite2_distance", efficientnet("lite2"), "EffNet-lite2 ↓"),
+    SQUEEZENET,
     Metric("haarpsi", perceptual.haarpsi, "HaarPSI ↑"),
     Metric("mdsi", perceptual.mdsi, "MDSI ↓"),
     Metric("high_frequency_energy", pixel.high_frequency_energy, "HF energy, 1 is right", geometric=True),
@@ -110,7 +124,7 @@ LITE1 = Metric("effnet_lite1_distance", efficientnet("lite1"), "EffNet-lite1 ↓
 
 
 def default_metrics(device: torch.device | str = "cpu", weights: Mapping[str, str] | None = None) -> list[Metric]:
-    """`METRICS`, and those measures per image that `weights` (name -> file or folder) has weights for."""
+    """`METRICS` that are installed, and those measures per image that `weights` (name -> file or folder) has weights for."""
     weights = weights or {}
     known = [measure.name for measure in WITH_WEIGHTS]
     if unknown := sorted(set(weights) - set(known)):
@@ -120,16 +134,24 @@ def default_metrics(device: torch.device | str = "cpu", weights: Mapping[str, st
         for measure in WITH_WEIGHTS
         if measure.name in weights and measure.load is not None
     ]
-    return [*METRICS, *loaded]
+    return [*installed(METRICS), *loaded]
 
 
 def metrics_named(*names: str) -> list[Metric]:
-    """Some of `METRICS`, in the order of the names."""
+    """Some of `METRICS`, in the order of the names, without those that are not installed."""
     by_name = {metric.name: metric for metric in METRICS}
-    return [by_name[name] for name in names]
+    return installed([by_name[name] for name in names])
+
+
+def installed(metrics: Sequence[Metric]) -> list[Metric]:
+    """The measures whose weights are here."""
+    return [metric for metric in metrics if metric is not SQUEEZENET or perceptual.has_squeezenet()]
 
 
 def unavailable_metrics(weights: Mapping[str, str]) -> dict[str, str]:
     """The measures that a run lacks, and why."""
     lacking = [measure.name for measure in WITH_WEIGHTS if measure.name not in weights]
-    return {name: f"no weights were given: metric_weights.{name}=FILE" for name in lacking}
+    unavailable = {name: f"no weights were given: metric_weights.{name}=FILE" for name in lacking}
+    if not perceptual.has_squeezenet():
+        unavailable[SQUEEZENET.name] = f"its weights are not installed: {perceptual.SQUEEZENET_PACKAGES}"
+    return unavailable

@@ -12,6 +12,7 @@ RATE_PANELS = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "effnet_lite2_distance": "EffNet-lite2 distance, less is better",
+    "squeezenet_distance": "SqueezeNet distance, less is better",
     "lpips_alex": "LPIPS-Alex, less is better",
 }
 CODEC = "codec"

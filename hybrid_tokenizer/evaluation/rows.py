@@ -58,7 +58,9 @@ def rows_by_name(
     say: Callable[[str], None] = tqdm.write,
     extra: Sequence[str] = (),
 ) -> list[ImageTokenizer]:
-    """The rows called `names`, in that order. None is every control, the hybrid, the codec and all of `baselines`.
+    """The rows called `names`, in that order.
+
+    None is every control, the hybrid, its `default_variants`, the codec and all of `baselines`.
 
     baselines: name in `registry.BASELINES` -> file, folder, hub id, or `hub`; `super_resolution` -> file or `package`.
     say: is called with a line for each control that None leaves out, in the first process of a run.
@@ -74,7 +76,11 @@ def rows_by_name(
         say(LEFT_OUT)
     found = FoundGuides(hybrid)
     known = {row.name: row for row in control_rows(hybrid, found=found)}
-    names = [*([*known, *baselines] if names is None else names), *extra]
+    if names is None:
+        names = [*known, *baselines]
+        after = names.index(HYBRID) + 1
+        names[after:after] = default_variants(hybrid)
+    names = [*names, *extra]
     for name in names:
         if name in weighted and name not in baselines:
             raise HybridTokenizerError(
@@ -96,6 +102,17 @@ def rows_by_name(
     if not rows or len({row.name for row in rows}) < len(rows):
         raise HybridTokenizerError(f"tokenizers={names} must be one or more different names; known: {', '.join(known)}")
     return rows
+
+
+def default_variants(hybrid: HybridTokenizer) -> list[str]:
+    """The variants of `hybrid` that its table shows without being asked, by name.
+
+    A decoder that starts from a linear estimate also stands there as the paper decodes: by DDIM inversion under the
+    generation embeddings, at the decoder's own strength and steps.
+    """
+    if hybrid.diffusion.config.decode_defaults.start != "linear_estimate":
+        return []
+    return [variant_name(hybrid, HYBRID, start="ddim_inversion", inversion_condition="generation")]
 
 
 def hybrid_row(

@@ -14,7 +14,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.images import from_uint8
 from hybrid_tokenizer.metrics.pixel import psnr
-from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance
+from hybrid_tokenizer.perceptual import EfficientNetDistance, feature_distance
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.text import MiniLMText, text_of
 from hybrid_tokenizer.training.config import TrainingConfig, UNetOptions
@@ -34,6 +34,7 @@ class UNetObjective(Objective):
     """Denoising on cached latents, and with `unet.perceptual` or `unet.pixel` losses on the decoded prediction."""
 
     decoder: DiffusionDecoder
+    next_command = "hybrid-tokenizer eval components.diffusion={final}"
 
     def __init__(
         self,
@@ -225,7 +226,7 @@ class UNetObjective(Objective):
                 round_trip = decoder.decode_latents(latents).clamp(-1, 1)
                 for name, result in (("guide", start), ("restored", restored), ("vae", round_trip)):
                     values.setdefault(f"psnr_{name}", []).append(psnr(result, images))
-                    distance = efficientnet_distance(self.frozen[VALIDATOR], result, images)
+                    distance = feature_distance(self.frozen[VALIDATOR], result, images)
                     values.setdefault(f"effnet_{VALIDATOR}_distance_{name}", []).append(distance)
             if number == 0:
                 shown = images[:NUM_PICTURES]

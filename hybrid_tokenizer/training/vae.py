@@ -10,7 +10,7 @@ from torch import Tensor
 from hybrid_tokenizer.diffusion import DiffusionDecoder
 from hybrid_tokenizer.images import resize_area
 from hybrid_tokenizer.metrics.pixel import psnr
-from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance
+from hybrid_tokenizer.perceptual import EfficientNetDistance, feature_distance
 from hybrid_tokenizer.training.config import VAELossOptions
 from hybrid_tokenizer.training.objective import Objective, Validated
 
@@ -19,6 +19,7 @@ class VAEObjective(Objective):
     """Trains the VAE of a `DiffusionDecoder` and leaves the U-Net as it is. Export measures the latent normalisation."""
 
     decoder: DiffusionDecoder
+    next_command = "hybrid-tokenizer pretrain-diffusion stage=unet diffusion.init={final}"
 
     def __init__(self, decoder: DiffusionDecoder, options: VAELossOptions):
         super().__init__()
@@ -56,7 +57,7 @@ class VAEObjective(Objective):
             decoded = self.model.decode(self.encode(images)).sample.float().clamp(-1, 1)
             values.append(psnr(decoded, images))
             if self.options.perceptual:
-                distances.append(efficientnet_distance(self.frozen["perceptual"], decoded, images))
+                distances.append(feature_distance(self.frozen["perceptual"], decoded, images))
             rows.append(torch.stack([images, decoded], dim=1))
         figures = {"psnr": torch.cat(values).mean().item()}
         if distances:

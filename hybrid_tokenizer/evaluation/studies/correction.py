@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BICUBIC, HYBRID = "bicubic", "hybrid"
-MEASURES = metrics_named("psnr", "ssim", "effnet_lite2_distance", "effnet_lite0_distance (trained on)")
-CHANGES = metrics_named("psnr", "effnet_lite2_distance")
+MEASURES = metrics_named(
+    "psnr", "ssim", "effnet_lite2_distance", "squeezenet_distance", "effnet_lite0_distance (trained on)"
+)
+CHANGES = metrics_named("psnr", "effnet_lite2_distance", "squeezenet_distance")
 """Whose change by the damage the table shows; correction.json has all of them."""
 
 Render = Callable[

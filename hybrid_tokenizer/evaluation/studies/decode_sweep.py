@@ -2,7 +2,7 @@
 
 The recommendation uses PSNR and `effnet_lite1_distance` only. The decoder was trained on lite0's features, so lite0 would
 favour what it was trained for. The measures that validate the preset are kept out of the choice: three are not computed
-here, and high-frequency energy is shown but not used.
+here, and the distance of SqueezeNet and high-frequency energy are shown but not used.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.controls import BranchTokens, GuideOfHybrid, HybridRow
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate_rows
-from hybrid_tokenizer.evaluation.measures import LITE1, Measure, metrics_named
+from hybrid_tokenizer.evaluation.measures import LITE1, SQUEEZENET, Measure, metrics_named
 from hybrid_tokenizer.evaluation.plots import draw_sweep
 from hybrid_tokenizer.evaluation.tables import Column, to_markdown
 from hybrid_tokenizer.evaluation.token_cache import TokenCache
@@ -27,17 +27,18 @@ from hybrid_tokenizer.hybrid import HybridTokenizer
 
 DISTANCE = LITE1.name
 CHOSEN_BY = ("psnr", DISTANCE)
-NEVER_READ = ("effnet_lite2_distance", "haarpsi", "mdsi", "high_frequency_energy")
+NEVER_READ = ("effnet_lite2_distance", "squeezenet_distance", "haarpsi", "mdsi", "high_frequency_energy")
 OPTIONS = ("start", "inversion_condition", "strength", "num_inference_steps", "guidance_scale")
 COLUMNS = (
     Column("method", "setting"),
     Column("psnr", "PSNR ↑", ".3f"),
     Column("ssim", "SSIM ↑", ".3f"),
     Column(DISTANCE, LITE1.heading, ".3f"),
+    SQUEEZENET.column,
     Column("high_frequency_energy", "HF energy, 1 is right", ".3f"),
     Column("seconds_per_image", "s/image", ".3f"),
 )
-MEASURES = (*metrics_named("psnr", "ssim"), LITE1, *metrics_named("high_frequency_energy"))
+MEASURES = (*metrics_named("psnr", "ssim"), LITE1, *metrics_named("squeezenet_distance", "high_frequency_energy"))
 
 
 class SweepRow(HybridRow):
@@ -154,7 +155,7 @@ def sweep_markdown(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], psnr_
     return to_markdown(shown, COLUMNS) + (
         f"\nRecommended: {chosen['method']}. Rule: {rule(psnr_margin)}.\n"
         f"{chosen['n']} images. s: strength, n: steps of the whole schedule, g: guidance scale. "
-        "High-frequency energy is shown and not used by the rule. Seconds are those of decoding.\n"
+        "SqueezeNet's distance and high-frequency energy are shown and not used by the rule. Seconds are those of decoding.\n"
     )
 
 

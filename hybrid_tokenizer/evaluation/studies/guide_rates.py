@@ -31,7 +31,9 @@ from hybrid_tokenizer.images import resize_area, resize_bicubic, to_uint8
 from hybrid_tokenizer.metrics.codebook import CodebookUse
 from hybrid_tokenizer.protocol import ImageTokenizer
 
-METRICS = metrics_named("psnr", "ssim")
+METRICS = metrics_named("psnr", "ssim", "effnet_lite2_distance", "squeezenet_distance")
+AT_GUIDE_SIZE = ("psnr", "ssim")
+"""The measures that the table also shows at the guide's own size."""
 AT_GUIDE = "_at_guide_size"
 COLUMNS = (
     Column("method", "guide"),
@@ -41,6 +43,7 @@ COLUMNS = (
     Column("guide_size", "guide px", "d"),
     Column("psnr", "PSNR ↑", ".2f"),
     Column("ssim", "SSIM ↑", ".3f"),
+    *(metric.column for metric in METRICS[2:]),
     Column("psnr" + AT_GUIDE, "PSNR at guide px ↑", ".2f"),
     Column("ssim" + AT_GUIDE, "SSIM at guide px ↑", ".3f"),
     Column("codebook_usage", "codes used", ".1%"),
@@ -250,6 +253,10 @@ def _entry(line: Line, by_name: Mapping[str, Evaluation]) -> dict[str, Any]:
         "guide_size": line.guide_size,
     }
     values = {metric.name: (full, metric.name) for metric in METRICS}
-    values |= {metric.name + AT_GUIDE: (own, metric.name) for metric in METRICS if own.get(metric.name) is not None}
+    values |= {
+        metric.name + AT_GUIDE: (own, metric.name)
+        for metric in METRICS
+        if metric.name in AT_GUIDE_SIZE and own.get(metric.name) is not None
+    }
     entry |= {key: row[name] for key, (row, name) in values.items()}
     return entry | {"n": full["n"], "intervals": {key: row["intervals"][name] for key, (row, name) in values.items()}}

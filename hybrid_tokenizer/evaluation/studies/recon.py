@@ -33,7 +33,7 @@ COLUMNS = (
 COMPARED = tuple(
     metric.column._replace(spec=".3f")
     for metric in METRICS
-    if metric.name in ("psnr", "ssim", "effnet_lite2_distance", "haarpsi")
+    if metric.name in ("psnr", "ssim", "effnet_lite2_distance", "squeezenet_distance", "haarpsi")
 )
 """The paired differences that the Markdown shows; recon.json has all of them."""
 
