@@ -34,6 +34,17 @@ def run_command(name, *arguments):
     return None
 
 
+def run_tool(name, *arguments):
+    """Run a maintainer's tool in this process. Returns its exit message, None on success."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / "tools" / name), *map(str, arguments)])
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as leaving:
+            return leaving.code
+    return None
+
+
 def without_times(path):
     """The rows of a report, the seconds taken out."""
     rows = json.loads(Path(path).read_text())["rows"]

@@ -1,16 +1,12 @@
 """Between two states of a decoder, tools/blend_decoder.py."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.commands import run_tool
 from helpers.small_models import small_hybrid
 
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "blend_decoder.py"
 UNET = {
     "sample_size": 8, "in_channels": 8, "out_channels": 8, "down_block_types": ["CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D"], "block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4,
@@ -31,9 +27,7 @@ def states(tmp_path):
 
 
 def blended(folder, *options):
-    command = [sys.executable, str(SCRIPT), *(str(folder / name) for name in ("start", "end", "blend")), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert run_tool("blend_decoder.py", *(folder / name for name in ("start", "end", "blend")), *options) is None
     return [DiffusionDecoder.from_pretrained(folder / name) for name in ("start", "end", "blend")]
 
 
@@ -59,7 +53,6 @@ def test_weights_lie_between_and_the_network_draws_less(states):
 def test_what_does_not_fit_is_one_line(options, words, tmp_path):
     for name in ("start", "end"):
         small_hybrid().diffusion.save_pretrained(tmp_path / name)
-    command = [sys.executable, str(SCRIPT), *(str(tmp_path / name) for name in ("start", "end", "blend")), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
-    assert done.stderr.count("\n") == 1 and not (tmp_path / "blend").exists()
+    error = run_tool("blend_decoder.py", *(tmp_path / name for name in ("start", "end", "blend")), *options)
+    assert error.startswith("error: ") and words in error and "\n" not in error
+    assert not (tmp_path / "blend").exists()
