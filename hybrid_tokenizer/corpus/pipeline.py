@@ -179,7 +179,8 @@ def _start(config: RayConfig) -> None:
             "include_dashboard": False,
         }
     try:
-        ray.init(address=config.address, log_to_driver=False, logging_level="error", **local)
+        # "local", since without an address ray.init joins any Ray that runs on this machine
+        ray.init(address=config.address or "local", log_to_driver=False, logging_level="error", **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise HybridTokenizerError(
             f"ray.address={config.address!r} cannot be reached ({first_line(error)}); check that the cluster is up"
