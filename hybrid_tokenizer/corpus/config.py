@@ -173,6 +173,7 @@ class DetokenizeConfig:
     rows: list[int] | None = None
     """Numbers of the rows to draw. null: `count` rows at even distances."""
     count: int = 16
+    """Rows to draw."""
     batch_size: int = 8
     """Images that are decoded at once."""
     device: str | None = None

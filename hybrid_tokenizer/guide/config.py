@@ -31,25 +31,45 @@ class GuideConfig:
     """
 
     image_size: int = 256
+    """Side in pixels in training, and the default. Any size in multiples of the downsample factor works."""
     encoder_channels: list[int] = field(default_factory=lambda: [128, 256, 256, 512])
+    """Width of each of the encoder's levels."""
     decoder_channels: list[int] = field(default_factory=lambda: [128, 256, 256, 512])
+    """Width of each of the decoder's levels."""
     encoder_layers: int = 2
+    """Residual blocks of each of the encoder's levels."""
     decoder_layers: int = 2
+    """Residual blocks of each of the decoder's levels. 0 leaves the upsampling alone."""
     encoder_attention: list[int] = field(default_factory=lambda: [3])
+    """Levels of the encoder with self-attention, counted from 0."""
     decoder_attention: list[int] = field(default_factory=lambda: [3])
+    """Levels of the decoder with self-attention, counted from 0."""
     z_channels: int = 4
+    """Channels between the networks and the codebook's projections."""
     norm_type: str = "spatial"
+    """"spatial": norms conditioned on the codes (MoVQ). "group": plain group norms (VQGAN)."""
     norm_num_groups: int = 32
+    """Groups of each group norm. Spatial norms have 32."""
     stem: str = "none"
+    """What reduces the image before the encoder: "none", "residual_front", "unshuffle" or "appended"."""
     stem_factor: int = 1
+    """By how much the stem reduces the image, a power of 2."""
     stem_channels: int = 64
+    """Width of the stem "residual_front"."""
     linear_path: bool = False
+    """Add the networks' outputs to a transform code of the resized image."""
     refiner_blocks: int = 0
+    """Blocks that refine the guide image after the decoder. 0: none."""
     refiner_channels: int = 64
+    """Width of those blocks."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    """The codebook."""
     guide_scales: list[int] | None = None
+    """Sides of a nested guide's grids, coarse to fine. null: one grid."""
     scale_interpolation: str = "bicubic"
+    """How a coarse grid's codes are upsampled to the full grid: "bicubic", "bilinear" or "cosine"."""
     prefix_dropout: float = 0.5
+    """Share of training images that keep only their first grids, so that every prefix decodes."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "z_channels", "norm_num_groups", "stem_channels", "refiner_channels"):

@@ -47,6 +47,7 @@ class TokenLossWeights:
     boundary: float = 1.0
     """`<img>`, `</img>`, and the end of a document after an image."""
     semantic: float = 1.0
+    """Semantic tokens."""
     guide: list[float] | None = None
     """One per grid, coarse to fine. null: 1 for each."""
 
@@ -89,9 +90,13 @@ class LanguageModelConfig:
     text_vocab_size: int = 4096
     """Ids of that BPE, at most."""
     width: int = 384
+    """Width of a new model."""
     layers: int = 8
+    """Its blocks."""
     heads: int = 6
+    """Its attention heads."""
     mlp_width: int = 1024
+    """Hidden width of its MLPs."""
     embedding_width: int | None = 128
     """Width of the vocabulary's rows. null: that of the model, without the two matrices in between."""
     max_length: int = 1024

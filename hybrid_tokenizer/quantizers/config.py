@@ -21,13 +21,21 @@ class QuantizerConfig:
     """
 
     kind: str = "vq"
+    """"vq", "ema", "cosine", "simvq", "fsq" or "lfq"."""
     codebook_size: int = 16384
+    """Number of codes."""
     codebook_dim: int = 4
+    """Width of a code."""
     codebook_weight: float = 0.25
+    """Weight of the loss term that moves codes to features."""
     commitment_weight: float = 1.0
+    """Weight of the loss term that moves features to codes."""
     ema_decay: float = 0.99
+    """Decay per step of the running means, for "ema" and "cosine"."""
     restart_below: float = 0.1
+    """Codes used less often than this share of the mean restart at a random feature, for "ema" and "cosine"."""
     fsq_levels: list[int] | None = None
+    """Levels of each dimension, for "fsq". Their product is `codebook_size`."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -20,31 +20,55 @@ class SemanticConfig:
     """
 
     variant: str = "seed1"
+    """"seed1", "seed2_mlp" or "seed2_revq"."""
     image_size: int = 224
+    """Side in pixels of the vision encoder's input."""
     patch_size: int = 14
+    """Side of a patch in pixels."""
     vision_width: int = 1408
-    vision_layers: int = 39  # EVA-CLIP has 40 blocks; BLIP-2 reads the output of the last but one
+    """Width of the vision encoder."""
+    vision_layers: int = 39
+    """Blocks of the vision encoder. EVA-CLIP has 40; BLIP-2 reads the output of the last but one."""
     vision_heads: int = 16
+    """Attention heads of the vision encoder."""
     vision_mlp_width: int = 6144
-    width: int = 768  # of both Q-Formers and of the decoder blocks
+    """Hidden width of its MLPs."""
+    width: int = 768
+    """Width of both Q-Formers and of the decoder blocks."""
     num_queries: int = 32
-    causal: bool = True  # the reference code infers this from a count of exactly 32 queries
+    """Semantic tokens per image."""
+    causal: bool = True
+    """Each query sees itself and earlier ones. The reference code infers this from a count of exactly 32 queries."""
     qformer_layers: int = 12
+    """Blocks of the causal Q-Former."""
     qformer_heads: int = 12
+    """Attention heads of both Q-Formers."""
     qformer_mlp_width: int = 3072
+    """Hidden width of their MLPs."""
     cross_attention_every: int = 2
+    """Every so many blocks of the Q-Former one reads the image."""
     quantizer: QuantizerConfig = field(
         default_factory=lambda: QuantizerConfig(kind="vq", codebook_size=8192, codebook_dim=32)
     )
+    """The codebook."""
     decoder_layers: int = 4
+    """Blocks between the codes and the embeddings."""
     decoder_heads: int = 12
+    """Attention heads of these blocks."""
     decoder_mlp_width: int = 3072
-    cosine_stack: bool = True  # the decoder stack of eq. 7, used in training only
+    """Hidden width of their MLPs."""
+    cosine_stack: bool = True
+    """Has the decoder stack of eq. 7, which only training uses."""
     reverse_layers: int = 4
+    """Blocks of the reverse Q-Former."""
     num_generation_embeds: int = 77
+    """Generation embeddings per image: 77 for Stable Diffusion, 1 for unCLIP."""
     generation_width: int = 768
-    mlp_widths: list[int] = field(default_factory=lambda: [256, 128, 32])  # seed2_mlp
-    dropout: float = 0.0  # hidden and attention dropout of the Q-Formers; SEED trains with 0.1
+    """Width of a generation embedding."""
+    mlp_widths: list[int] = field(default_factory=lambda: [256, 128, 32])
+    """Hidden widths of the MLP of "seed2_mlp"."""
+    dropout: float = 0.0
+    """Dropout of hidden states and attention in the Q-Formers. SEED trains with 0.1."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -113,5 +137,8 @@ class QuantizeLossOptions:
     """Loss weights of stage 2, from SEED's training code. The paper gives none."""
 
     vq: float = 5.0
-    cosine: float = 2.0  # eq. 7
-    generation: float = 0.5  # eq. 8
+    """Weight of the VQ loss."""
+    cosine: float = 2.0
+    """Weight of eq. 7."""
+    generation: float = 0.5
+    """Weight of eq. 8."""

@@ -11,7 +11,7 @@ from hybrid_tokenizer.commands import cli
 from hybrid_tokenizer.commands import config as configuration
 from hybrid_tokenizer.commands.cli import COMMANDS
 from hybrid_tokenizer.commands.config import command, compose
-from hybrid_tokenizer.commands.help import field_docs
+from hybrid_tokenizer.commands.help import field_docs, groups_of
 from hybrid_tokenizer.commands.overrides import literal_text, option_types, with_home
 from hybrid_tokenizer.errors import HybridTokenizerError
 
@@ -119,6 +119,9 @@ def test_text_is_taken_as_it_was_typed():
     ]  # fmt: skip
     typed = ["data.root=2024_11", "data.root=[a,b]"]
     assert literal_text(typed, option_types(configuration.TrainGuide)) == ["data.root='2024_11'", "data.root=[a,b]"]
+    typed = ['output_dir="x', "output_dir='", "data.root=7", 'output_dir="x y"']
+    given = ["output_dir='\"x'", "output_dir='\\''", "data.root=7", 'output_dir="x y"']
+    assert literal_text(typed, option_types(configuration.TrainGuide)) == given
     assert literal_text(["-m", "output_dir=a,b"], option_types(Probe)) == ["-m", "output_dir=a,b"]
 
 
@@ -130,6 +133,35 @@ def test_composing_keeps_text_as_it_was_typed():
         compose("eval_recon", ["output_dirr=x"])
 
 
+@pytest.mark.parametrize("name", ["a,b", "a=b", "(a)", "[a]", "{a}", "a#b", "a&b", "a;b", "it's", "2024_11_27", "a: b"])
+def test_a_folders_name_may_hold_any_sign(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    config = compose("train_guide", [f"output_dir={name}", f"data.root={name}"])
+    assert (config.output_dir, config.data.root) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("data.root={a}", "'data.root=\"{a}\"'"),
+        ("data.root=[2024] trip", "'data.root=\"[2024] trip\"'"),
+        ("data.root=[a(1),b;c]", '\'data.root=["a(1)","b;c"]\''),
+    ],
+)
+def test_what_cannot_be_read_is_shown_in_quotes(typed, hint):
+    with pytest.raises(HybridTokenizerError) as error:
+        compose("train_guide", [typed])
+    assert str(error.value).startswith(f"{typed} cannot be read (")
+    assert str(error.value).endswith(f"; put the value in quotes: {hint}")
+
+
+def test_long_names_are_shortened(monkeypatch):
+    name = "a" * 300 + ".d"
+    expected = f"output_dir='out/{'a' * 40}...{'a' * 38}.d' cannot be written (File name too long); give another"
+    assert message_of(monkeypatch, "train-guide", "data.root=/none", f"output_dir=out/{name}") == f"error: {expected}"
+
+
 def test_a_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert with_home({"a": "~/x", "b": ["~/y", "~", 1], "c": "x~/"}) == {
@@ -139,3 +171,11 @@ def test_a_home_folder_is_expanded(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["eval", "data.root=~/photos", "+baselines.movq_67m=~/movq.ckpt"])
     command("eval_recon")(seen.append)()
     assert seen[0].data.root == "/home/someone/photos" and seen[0].baselines == {"movq_67m": "/home/someone/movq.ckpt"}
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.config])
+def test_every_option_has_a_meaning(name):
+    studies = ["figures", "decode_sweep", "guide_rates", "correction"] if name == "study" else [None]
+    for study in studies:
+        composed = compose(COMMANDS[name].config, [f"study={study}"] if study else [])
+        assert [option.name for group in groups_of(composed) for option in group.options if not option.text] == []

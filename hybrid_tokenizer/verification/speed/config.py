@@ -31,19 +31,29 @@ class BenchmarkConfig:
     """
 
     output: str = "benchmarks/results/benchmark.json"
+    """JSON file that the results are written to."""
     model_name: str = "tiny"
     rows: list[str] | None = None
+    """Rows to measure. null: all that the machine can run."""
     data_root: str | None = None
+    """Folder of images. null: the built-in photographs."""
     image_size: int = 256
     batch_size: int = 8
     repeats: int = 3
+    """Measurements of each row, of which the median counts."""
     train_steps: int = 5
+    """Steps of the training rows."""
     num_inference_steps: int = 20
+    """Denoising steps of the decode rows."""
     strength: float = 0.6
+    """Strength of the decode rows."""
     num_threads: int | None = None
+    """CPU threads. null: torch's own choice."""
     device: str | None = None
     compile: bool = False
+    """Compile the networks of the encode and decode rows."""
     reduced: bool = False
+    """Narrow layers and small images for the sd15 rows, to check that they run."""
 
     def __post_init__(self) -> None:
         known = (*ROWS, *GPU_ROWS)
