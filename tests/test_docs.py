@@ -1,12 +1,19 @@
 """The pages say what is true: generated parts are current, links lead somewhere, named functions exist."""
 
+import argparse
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from hybrid_tokenizer.commands.cli import COMMANDS, with_paths
+from hybrid_tokenizer.commands.config import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,3 +50,85 @@ def test_functions_of_the_equations_exist(name):
 def test_the_table_of_equations_names_each_of_the_papers_ten():
     table = ARCHITECTURE.split("## From the paper to the code")[1].split("##")[0]
     assert {int(number) for number in re.findall(r"eq\. (\d+)", table)} == set(range(1, 11))
+
+
+CODE = re.compile(r"^```(?:|bash|sh|console)\n(.*?)^```|((?:^    \S.*\n)+)|`([^`\n]+)`", flags=re.M | re.S)
+
+
+def lines_of(page):
+    """The command lines of a page: those of its blocks, and those within its sentences. Prompts, comments and ends of lines
+    that go on are taken out."""
+    for block, indented, within in CODE.findall(
+        re.sub(r"^```python\n.*?^```", "", page.read_text(), flags=re.M | re.S)
+    ):
+        for line in (block or indented or within).replace("\\\n", " ").splitlines():
+            yield line.strip()
+
+
+def commands_of(page):
+    """Name in the table and arguments of each command of this package that a page shows."""
+    for line in lines_of(page):
+        if (
+            not re.match(r"(python|accelerate|torchrun|hybrid-tokenizer|[A-Z_]+=\S+ )", line)
+            or "..." in line
+            or "COMMAND" in line
+        ):
+            continue
+        words = shlex.split(line, comments=True)
+        script = next((i for i, word in enumerate(words) if word.startswith("scripts/")), None)
+        if script is not None:
+            (name,) = re.findall(r'run\("([\w-]+)"\)', (ROOT / words[script]).read_text())
+            yield name, words[script + 1 :]
+        elif words[0] == "hybrid-tokenizer" and len(words) > 1 and not words[1].startswith("-"):
+            yield words[1], words[2:]
+
+
+SHOWN = [
+    (page.name, name, words) for page in PAGES for name, words in commands_of(page) if words and "--help" not in words
+]
+EXAMPLES = [("help", name, shlex.split(command.example)) for name, command in COMMANDS.items() if command.example]
+
+
+class Parsed(Exception):
+    """A command line was understood."""
+
+
+def understand(name, words, monkeypatch):
+    """Take a command line as far as its finished configuration, or its parsed options."""
+    command = COMMANDS[name]
+    if command.config is not None:
+        OmegaConf.to_object(compose(command.config, with_paths(command, words)))
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, *arguments):
+        parse(parser, *arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "argv", ["hybrid-tokenizer", *words])
+    with pytest.raises(Parsed):
+        import_module(f"hybrid_tokenizer.commands.{command.module}").main()
+
+
+@pytest.mark.parametrize(("page", "name", "words"), [*SHOWN, *EXAMPLES], ids=lambda value: value if isinstance(value, str) else " ".join(value)[:40])  # fmt: skip
+def test_every_shown_command_is_understood(page, name, words, monkeypatch):
+    understand(name, words, monkeypatch)
+
+
+def test_the_pages_show_the_commands_of_each_kind():
+    assert {"reconstruct", "encode", "decode", "eval", "train-guide", "train-semantic", "convert", "demo"} <= {name for _, name, _ in SHOWN}  # fmt: skip
+    assert len(SHOWN) > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shown_targets_extras_and_tools_exist(page):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for line in lines_of(page):
+        if target := re.match(r"make ([\w-]+)", line):
+            assert target[1] in targets, line
+        for listed in re.findall(r"pip install [^#]*?\[([\w,]+)\]", line):
+            assert set(listed.split(",")) <= set(extras), line
+        for tool in re.findall(r"(?:python |^)(tools/[\w./]+\.(?:py|sh))", line):
+            assert (ROOT / tool).exists(), line
