@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.checkpoints.files import write_json
+from hybrid_tokenizer.commands.picture_files import check_outputs
 from hybrid_tokenizer.data import open_rgb
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.pictures import picture_grid, write_png
@@ -40,9 +41,11 @@ def write_drawn(folder: Path, hybrid: HybridTokenizer, lm: LanguageModel, tokens
     images = hybrid.decode(tokens).cpu()
     levels = to_uint8(images)
     columns = [(str(index), picture[None]) for index, picture in enumerate(levels)]
+    pictures = [f"{index}.png" for index in range(len(images))]
+    check_outputs(folder, ["grid.png", *pictures, "tokens.safetensors", "ids.json"])
     write_png(folder / "grid.png", picture_grid(columns, [label]))
-    for index, picture in enumerate(images):
-        write_png(folder / f"{index}.png", to_pil(picture))
+    for name, picture in zip(pictures, images, strict=True):
+        write_png(folder / name, to_pil(picture))
     tokens.save(folder / "tokens.safetensors")
     write_json(folder / "ids.json", {"label": label, "token_ids": tokens.to_token_ids(lm.vocabulary).tolist()})
     return f"{len(tokens)} pictures of {tokens.num_tokens} tokens; written to {folder}"

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hybrid_tokenizer.data.folders import RUN_MARK
 from hybrid_tokenizer.errors import HybridTokenizerError, printable
 
 
@@ -18,6 +19,21 @@ def labels(names: Sequence[str]) -> list[str]:
     stems = [Path(name).with_suffix("").as_posix() for name in names]
     twice = Counter(stems)
     return [name if twice[stem] > 1 else stem for name, stem in zip(names, stems, strict=True)]
+
+
+def check_outputs(folder: str | Path, names: Iterable[str], inputs: Iterable[Path] = ()) -> None:
+    """Raise before anything is written where two of the files to write in `folder` are one, or one of them would replace one of
+    `inputs` or a file that no run wrote. Results of an earlier run are replaced: its folder has a run's mark.
+    """
+    names = list(names)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise HybridTokenizerError(
+            f"two results would both be written to {printable(twice[0])}; rename one of the images"
+        )
+    read, marked = {path.resolve() for path in inputs}, (Path(folder) / RUN_MARK).exists()
+    for path in (Path(folder, name) for name in names):
+        if path.exists() and (not marked or path.resolve() in read):
+            raise HybridTokenizerError(f"{printable(path)} exists, and no run wrote it; give another output_dir")
 
 
 def check_new(paths: Iterable[Path]) -> None:

@@ -6,7 +6,9 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,14 +17,78 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hybrid_tokenizer.checkpoints.configs import UNREADABLE, from_json
 from hybrid_tokenizer.corpus.plan import DATASET_NAME, FORMAT, VERSION
 from hybrid_tokenizer.corpus.storage import open_folder
 from hybrid_tokenizer.devices import rank_and_world_size
-from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource
+from hybrid_tokenizer.errors import MOST_SIDE, HybridTokenizerError, check_size, check_whole, first_line, shown
+from hybrid_tokenizer.tokens import NUM_SEMANTIC_TOKENS, HybridTokens, HybridVocabulary, TokenSource
 
 COLUMNS = ("id", "captions")
 """Read beside the tokens where the caller names no others."""
+MOST_ROWS, MOST_GROUPS = 2**40, 2**21
+Facts = TypeVar("Facts")
+
+
+@dataclass
+class FileFacts:
+    """A file of rows, as dataset.json lists it."""
+
+    name: str
+    num_rows: int
+    rows_per_group: int
+
+    def __post_init__(self) -> None:
+        check_whole("num_rows", self.num_rows, 1, MOST_ROWS)
+        check_whole("rows_per_group", self.rows_per_group, 1, MOST_ROWS)
+        if ".." in self.name.split("/") or self.name.startswith("/"):
+            raise HybridTokenizerError(f"the file {self.name!r} is outside of the folder; tokenize again")
+
+    @property
+    def num_groups(self) -> int:
+        return -(-self.num_rows // self.rows_per_group)
+
+
+@dataclass
+class TokenizerFacts:
+    """What dataset.json says of the tokenizer."""
+
+    name: str
+    hash: str
+    semantic_codebook_size: int
+    guide_codebook_size: int
+
+
+@dataclass
+class ViewFacts:
+    """What dataset.json says of the pictures."""
+
+    image_size: int
+
+
+@dataclass
+class OptionFacts:
+    """Options of the command that readers need."""
+
+    data: dict
+
+
+@dataclass
+class DatasetFacts:
+    """What readers need of dataset.json."""
+
+    num_rows: int
+    files: list[dict]
+    tokenizer: dict
+    grid_shapes: list[list[int]]
+    options: dict
+
+
+def _known(kind: type[Facts], values: Any, source: str) -> Facts:
+    """`kind` from those of `values` that it has; raises where one is missing or of another type."""
+    if isinstance(values, dict):
+        values = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
+    return from_json(kind, values, source, complete=True)
 
 
 class RowGroup(NamedTuple):
@@ -51,22 +117,37 @@ class TokenDataset(Dataset):
                 f"{self.folder.path} has no {DATASET_NAME}; give a folder that tokenize has finished, or run it again to finish"
             )
         self.info = self.folder.read_json(DATASET_NAME)
-        if self.info.get("format") != FORMAT or self.info.get("version") != VERSION:
+        stored = self.info if isinstance(self.info, dict) else {}
+        if stored.get("format") != FORMAT or stored.get("version") != VERSION:
             raise HybridTokenizerError(f"{self.folder.path} was written by another version; tokenize again")
-        self.source = TokenSource(self.info["tokenizer"]["name"], self.info["tokenizer"]["hash"])
-        self.grid_shapes = tuple((height, width) for height, width in self.info["grid_shapes"])
-        side = self.info["options"]["data"]["image_size"]
+        where = f"{self.folder.path}/{DATASET_NAME}"
+        info = _known(DatasetFacts, stored, where)
+        tokenizer = _known(TokenizerFacts, info.tokenizer, f"{where}: tokenizer")
+        data = _known(OptionFacts, info.options, f"{where}: options").data
+        side = check_whole(f"{where}: image_size", _known(ViewFacts, data, f"{where}: data").image_size, 1, MOST_SIDE)
+        self.source = TokenSource(tokenizer.name, tokenizer.hash)
         self.image_size = (side, side)
-        self.groups = list(self._list_groups())
+        self.grid_shapes = tuple(check_size(f"{where}: a grid", shape) for shape in info.grid_shapes)
+        files = [_known(FileFacts, file, f"{where}: a file") for file in info.files]
+        self._widths = {"semantic": NUM_SEMANTIC_TOKENS, "guide": sum(map(math.prod, self.grid_shapes))}
+        if (
+            sum(file.num_rows for file in files) != info.num_rows
+            or sum(file.num_groups for file in files) > MOST_GROUPS
+        ):
+            raise HybridTokenizerError(
+                f"{where} says num_rows {info.num_rows}, and its files do not add up to that; tokenize again"
+            )
+        self.groups = list(self._list_groups(files))
         self._starts = [group.first for group in self.groups]
         self._open_caches()
 
-    def _list_groups(self) -> Iterator[RowGroup]:
+    @staticmethod
+    def _list_groups(files: Sequence[FileFacts]) -> Iterator[RowGroup]:
         first = 0
-        for file in self.info["files"]:
-            for number, start in enumerate(range(0, file["num_rows"], file["rows_per_group"])):
-                rows = min(file["rows_per_group"], file["num_rows"] - start)
-                yield RowGroup(file["name"], number, first, rows)
+        for file in files:
+            for number, start in enumerate(range(0, file.num_rows, file.rows_per_group)):
+                rows = min(file.rows_per_group, file.num_rows - start)
+                yield RowGroup(file.name, number, first, rows)
                 first += rows
 
     def _open_caches(self) -> None:
@@ -86,14 +167,27 @@ class TokenDataset(Dataset):
     def read_group(self, index: int) -> dict[str, Any]:
         """The rows of a group: tokens as arrays, one line per row, everything else as Arrow columns."""
         group = self.groups[index]
-        names = ["semantic", "guide", *self.columns]
-        # no threads: a forked worker must not wait for those of its parent
-        table = self._file(group.file).read_row_group(group.number, columns=names, use_threads=False)
-        read: dict[str, Any] = {name: table.column(name) for name in self.columns}
-        for name in ("semantic", "guide"):
-            flat = table.column(name).combine_chunks().flatten().to_numpy()
-            read[name] = flat.astype(np.int64).reshape(table.num_rows, -1)
+        names = [*self._widths, *self.columns]
+        with self._readable(group):
+            # no threads: a forked worker must not wait for those of its parent
+            table = self._file(group.file).read_row_group(group.number, columns=names, use_threads=False)
+            if table.num_rows != group.rows:
+                raise ValueError(f"{table.num_rows} rows in group {group.number}, expected {group.rows}")
+            read: dict[str, Any] = {name: table.column(name) for name in self.columns}
+            for name, width in self._widths.items():
+                flat = table.column(name).combine_chunks().flatten().to_numpy()
+                read[name] = flat.astype(np.int64).reshape(table.num_rows, width)
         return read
+
+    @contextmanager
+    def _readable(self, group: RowGroup) -> Iterator[None]:
+        """Turn what pyarrow raises for a damaged file into one line."""
+        try:
+            yield
+        except UNREADABLE as error:
+            raise HybridTokenizerError(
+                f"{self.folder.path}/{group.file} is damaged or incomplete ({shown(first_line(error), 200)}); tokenize again"
+            ) from None
 
     def __len__(self) -> int:
         return self.info["num_rows"]
@@ -104,7 +198,8 @@ class TokenDataset(Dataset):
         index = index % len(self)
         place = bisect_right(self._starts, index) - 1
         group, row = self._group(place), index - self._starts[place]
-        facts = {name: group[name][row].as_py() for name in self.columns}
+        with self._readable(self.groups[place]):
+            facts = {name: group[name][row].as_py() for name in self.columns}
         return facts | {name: torch.from_numpy(group[name][row]) for name in ("semantic", "guide")}
 
     def spread(self, count: int) -> list[int]:

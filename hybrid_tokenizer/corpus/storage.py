@@ -53,7 +53,7 @@ class Folder(NamedTuple):
                 return json.loads(stream.read())
         except FileNotFoundError:
             raise HybridTokenizerError(f"{where} does not exist; is {self.path} the right folder?") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HybridTokenizerError(f"{where} is not valid JSON ({error}); write it again") from None
 
     def write_json(self, name: str, value: Any) -> int:

@@ -13,6 +13,9 @@ from PIL import ExifTags, Image, ImageCms
 BAND_PIXELS = 2**20
 LEAST_DIFFERENCE = 2
 """In levels of 8 bits. A profile that changes no colour by more is sRGB under another name and leaves the picture alone."""
+FALL, LEAST_WHITE, NO_BLACK = 8, 240, 32
+"""In levels of 8 bits. A profile is damaged that gives a lighter grey a level lower by more, does not keep white, or makes
+black of this grey."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 PROFILE_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 TURNS = {
@@ -141,7 +144,7 @@ class _Transform:
 
 @lru_cache(maxsize=32)
 def _to_srgb(profile: bytes | None, mode: str) -> _Transform | None:
-    """None for no profile, a broken one, one of another kind of picture, and for sRGB under whatever name."""
+    """None for no profile, a broken or damaged one, one of another kind of picture, and for sRGB under whatever name."""
     if not profile:
         return None
     try:
@@ -151,6 +154,8 @@ def _to_srgb(profile: bytes | None, mode: str) -> _Transform | None:
         transform = _Transform(source, mode)
         if mode == "CMYK":
             return transform
+        if not _is_plausible(transform, mode):
+            return None
         steps = np.linspace(0, 255, 18).round().astype(np.uint8)
         grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
         colours = Image.fromarray(grid if mode == "RGB" else np.ascontiguousarray(grid[..., 0]))
@@ -158,6 +163,15 @@ def _to_srgb(profile: bytes | None, mode: str) -> _Transform | None:
     except BROKEN_METADATA:
         return None
     return transform if np.abs(change).max() > LEAST_DIFFERENCE else None
+
+
+def _is_plausible(transform: _Transform, mode: str) -> bool:
+    """Whether lighter greys stay lighter and white stays white. Few profiles have a checksum, so a hole shows in this alone."""
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    greys = Image.fromarray(np.repeat(ramp[..., None], 3, axis=-1) if mode == "RGB" else ramp)
+    levels = np.asarray(transform.apply(greys))[0].astype(int)
+    falls = np.maximum.accumulate(levels) - levels
+    return bool(falls.max() <= FALL and levels[-1].min() >= LEAST_WHITE and levels[NO_BLACK].min() > 0)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -73,20 +73,27 @@ def walk_images(root: Path, left_out: dict[str, list[str]]) -> Iterator[Path]:
 def mark_output(folder: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str] | None] = ()) -> None:
     """Make the folder of a run's outputs, and mark it, so that no run takes the pictures in it for data.
 
-    A folder that holds pictures already and no mark stays without one: they may be the user's.
+    A folder that holds pictures already, nested or flat, and no mark stays without one: they may be the user's.
 
-    sources: the folders that the run reads; raises where the outputs would go into one of them as if they belonged to it.
+    sources: the folders and files that the run reads; raises where the outputs would go into one of these folders, or beside
+    one of these files, which they could replace.
     """
     folder = Path(folder)
     shown = printable(folder)
-    if any(source is not None and Path(source).resolve() == folder.resolve() for source in sources):
-        raise HybridTokenizerError(f"output_dir={shown!r} is the folder of the data; give a folder of its own")
+    for source in sources:
+        if source is not None and folder.resolve() in _folders_of(Path(source)):
+            raise HybridTokenizerError(f"output_dir={shown!r} is the folder of the data; give a folder of its own")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / RUN_MARK).exists() or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
+        if (folder / RUN_MARK).exists() or next(walk_images(folder, {}), None) is None:
             (folder / RUN_MARK).write_text(RUN_MARK_TEXT)
     except OSError as error:
         raise HybridTokenizerError(f"output_dir={shown!r} cannot be written ({error.strerror}); give another") from None
+
+
+def _folders_of(source: Path) -> tuple[Path, ...]:
+    """A folder itself, or the folders of a file and of what it links to."""
+    return (source.parent.resolve(), source.resolve().parent) if source.is_file() else (source.resolve(),)
 
 
 def hold_out(paths: list[Path], root: Path, fraction: float = 0.02, at_least: int = 8) -> tuple[list[Path], list[Path]]:

@@ -5,11 +5,12 @@ itself tells is checked here:
 
     cheap   lengths and end marks of PNG, WebP and AVIF; scans of a JPEG that never come; runs of zeros that are longer than
             coded data ever has; a picture that stops in the middle of a row
-    full    also the checksums of a PNG, and a JPEG's coded data from the first bit to the last by libjpeg
+    full    also the checksums of a PNG and a deflated TIFF, and a JPEG's coded data from the first bit to the last by libjpeg
 
 What cannot be known: a BMP or TIFF without compression that is black from the start of a row on, since so are pictures with
-a black border; changed bits inside the coded data of JPEG, WebP and AVIF, which have no checksum; with `cheap`, changed bits
-in a PNG and a progressive JPEG that ends early inside one of its scans.
+a black border; changed bits inside the coded data of JPEG, WebP and AVIF, which have no checksum; a colour profile of these that is damaged
+and still plausible; with `cheap`, changed bits in a PNG, a hole in a deflated TIFF, and a progressive JPEG that ends early
+inside one of its scans.
 """
 
 import re
@@ -34,7 +35,7 @@ MOST_SCANS = 100
 FAINT, BRIGHT_SHARE = 16, 0.9
 PIECE = 2**20
 COMPRESSION, STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS = 259, 273, 279, 324, 325  # tags of TIFF
-UNCOMPRESSED, WITHOUT_CHECKSUM = 1, (5, 32773)  # TIFF's compressions: LZW and PackBits decode zeros to pixels
+UNCOMPRESSED, WITHOUT_CHECKSUM, DEFLATE = 1, (5, 32773), (8, 32946)  # TIFF: LZW and PackBits decode zeros to pixels
 GREY = 128  # what libjpeg gives where data is missing
 
 Check = Callable[[Image.Image], None]
@@ -270,7 +271,23 @@ def _check_tiff(file: BufferedIOBase, image: Image.Image, full: bool) -> Check:
                 run = max(run, _longest_zero_run(file.read(count), 0, count))
             if run > LONGEST_TIFF_RUN:
                 raise ValueError("a part of the TIFF's coded data is zeros; it is damaged or incomplete")
+            if full and compression in DEFLATE:
+                file.seek(offset)
+                _check_deflate(file.read(count))
     return _no_check
+
+
+def _check_deflate(data: bytes) -> None:
+    """Raise where the checksum at the end of deflated data is wrong. libtiff stops at the last pixel, before it."""
+    reader = zlib.decompressobj()
+    try:
+        while data and not reader.eof:
+            reader.decompress(data, PIECE)
+            data = reader.unconsumed_tail
+    except zlib.error:
+        raise ValueError("the checksum of the TIFF's coded data is wrong; it is damaged") from None
+    if not reader.eof:
+        raise ValueError("the TIFF's coded data has no end; it is incomplete")
 
 
 def _numbers(value: int | tuple[int, ...] | None) -> tuple[int, ...]:

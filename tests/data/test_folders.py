@@ -78,6 +78,12 @@ def test_outputs_do_not_go_into_the_folder_of_the_data(tmp_path):
         mark_output(tmp_path, [None, tmp_path / "link"])
     assert str(error.value) == message
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link.png").symlink_to(tmp_path / "file")
+    for folder, source in ((tmp_path, "file"), (tmp_path, "run/link.png"), (tmp_path / "run", "run/link.png")):
+        with pytest.raises(HybridTokenizerError) as error:
+            mark_output(folder, [tmp_path / source])
+        assert str(error.value) == message.replace(str(tmp_path), str(folder))
     with pytest.raises(HybridTokenizerError) as error:
         mark_output(tmp_path / "file" / "run")
     assert str(error.value) == f"output_dir='{tmp_path}/file/run' cannot be written (Not a directory); give another"

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 
 from hybrid_tokenizer.data import UnreadableImage, open_rgb
 from hybrid_tokenizer.data.open import MAX_PIXELS
+from hybrid_tokenizer.data.samples import sample_photographs
 
 
 def enlarged(levels):
@@ -210,6 +211,15 @@ def test_colours_beside_transparency_are_converted_too(tmp_path):
 def test_srgb_and_broken_profiles_change_nothing(tmp_path, icc):
     smooth = picture(64, 64)
     assert np.array_equal(save(tmp_path, smooth, "same.png", icc_profile=icc), np.asarray(smooth))
+
+
+def test_a_hole_in_a_profile_changes_nothing(tmp_path):
+    """Formats other than PNG have no checksum over the profile."""
+    whole = sample_photographs()["cat"].info["icc_profile"]
+    for start in (500, 1500, 2400):
+        damaged = whole[:start] + bytes(300) + whole[start + 300 :]
+        read = save(tmp_path, smooth := picture(64, 64), "same.webp", icc_profile=damaged, lossless=True)
+        assert np.array_equal(read, np.asarray(smooth))
 
 
 def test_a_profile_of_another_kind_of_picture_is_ignored(tmp_path):

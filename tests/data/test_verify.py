@@ -198,6 +198,14 @@ def test_holes_in_coded_tiff(photograph, compression):
     assert not pixels(encoded(flat, "TIFF", compression=compression), "full").any()
 
 
+def test_a_hole_in_a_deflated_tiff(photograph):
+    """The decoder has all pixels before it comes to the checksum."""
+    data = encoded(photograph, "TIFF", compression="tiff_adobe_deflate")
+    assert np.array_equal(pixels(data, "full"), np.asarray(photograph))
+    start = len(data) // 2
+    assert reason(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :], "full") == "the checksum of the TIFF's coded data is wrong; it is damaged"  # fmt: skip
+
+
 def test_a_webp_that_lost_its_metadata_chunk(photograph):
     exif = Image.Exif()
     exif[0x010E] = "a description"
