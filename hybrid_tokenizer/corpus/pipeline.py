@@ -110,7 +110,9 @@ def encode_parts(
         num_gpus=gpus or None,
         compute=ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
     )
-    encoded.write_datasink(sink, ray_remote_args={"num_cpus": cutting})
+    # Storing asks for no core: beside the actors' cores Ray reserves one share for cutting, and where none is left for a third
+    # step, that step begins only when all parts are cut.
+    encoded.write_datasink(sink, ray_remote_args={"num_cpus": 0})
     return sink.written
 
 
