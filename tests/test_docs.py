@@ -1,6 +1,7 @@
 """The pages say what is true: generated parts are current, links lead somewhere, named functions exist."""
 
 import argparse
+import ast
 import re
 import shlex
 import subprocess
@@ -132,3 +133,27 @@ def test_shown_targets_extras_and_tools_exist(page):
             assert set(listed.split(",")) <= set(extras), line
         for tool in re.findall(r"(?:python |^)(tools/[\w./]+\.(?:py|sh))", line):
             assert (ROOT / tool).exists(), line
+
+
+def messages_in_the_code():
+    """Every text of the package, with an ellipsis for each value that is put into it."""
+    for path in (ROOT / "hybrid_tokenizer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    listed = re.findall(r"^### `(.*)`$", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.M)
+    assert len(listed) == len(set(listed)) == 20
+    assert [message for message in listed if message not in set(messages_in_the_code())] == []
+
+
+def test_the_connection_limits_are_those_of_the_server():
+    from hybrid_tokenizer.apps.web.serving import BOUNDS
+
+    page = (ROOT / "docs/user_study.md").read_text()
+    assert f"| connections | {BOUNDS.per_address} per address, {BOUNDS.connections} in all;" in page
+    assert f"| {BOUNDS.head_seconds:g} s for the head of a request, {BOUNDS.read_seconds:g} s for the client" in page
