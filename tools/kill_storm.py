@@ -121,7 +121,7 @@ def start(stage: Stage, work: Path, output: Path) -> int:
         return child
     code = 1
     try:
-        log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.argv = [str(ROOT / "scripts" / stage.script), *arguments]

@@ -33,6 +33,7 @@ MAX_NUMBER = 2**20
 MAX_LAYERS = 1000
 """Of a number whose name says that it counts layers or blocks, and of a list's entries."""
 MAX_DEPTH = 16
+MOST_LETTERS = 50
 COMPILED, PARALLEL = "_orig_mod.", "module."
 """What torch.compile inserts into the names of weights, and what DistributedDataParallel puts before them."""
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,7 +42,7 @@ Module = TypeVar("Module", bound=nn.Module)
 def write_atomic(path: Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, flush to disk, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     with temporary_file(temporary):
         with open(temporary, "wb") as file:
             file.write(data)
@@ -105,7 +106,7 @@ def check_sizes(value: Any, source: str, name: str = "", depth: int = 0) -> None
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Tensors to a safetensors file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     with temporary_file(temporary):
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata
@@ -114,6 +115,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file is written before it is renamed. The name of the file itself may have all the bytes that a name can have."""
+    return path.with_name(f".{path.name[:MOST_LETTERS]}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -129,7 +135,7 @@ def temporary_file(path: Path) -> Iterator[None]:
 def give_umask_mode(*paths: Path) -> None:
     """Let files have the mode that the umask asks for. safetensors writes them for their owner alone, whatever it says."""
     for path in paths:
-        probe = path.with_name(f".{path.name}.mode.{os.getpid()}.tmp")
+        probe = temporary_path(path.with_name(f"mode.{path.name}"))
         with temporary_file(probe), open(probe, "wb") as file:
             path.chmod(os.fstat(file.fileno()).st_mode & 0o777)
         probe.unlink()

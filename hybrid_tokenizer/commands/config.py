@@ -24,8 +24,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from hybrid_tokenizer.commands.overrides import (
     explain_unknown,
     explain_value,
+    how_to_quote,
     literal_text,
     option_types,
+    shorten_names,
     split,
     unknown_addition,
     with_home,
@@ -326,7 +328,8 @@ def mark_outputs(config: Any) -> None:
         return
     from hybrid_tokenizer.data.folders import mark_output
 
-    sources = [getattr(config, "input", None), getattr(data, "root", None), getattr(data, "val_root", None)]
+    sources = [getattr(config, name, None) for name in ("input", "semantic_of")]
+    sources += [getattr(data, name, None) for name in ("root", "val_root")]
     listed = [one for source in sources for one in (source if isinstance(source, list) else [source])]
     mark_output(folder, listed)
 
@@ -351,7 +354,10 @@ def explain(error: Exception, name: str, arguments: Sequence[str]) -> str:
     if unknown is not None:
         return unknown
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read ({error.message.splitlines()[0]}); put the value in quotes: 'NAME=\"VALUE\"'"
+        return shorten_names(
+            f"{error.override} cannot be read ({error.message.splitlines()[0]}); put the value in quotes: "
+            f"{how_to_quote(error.override)}"
+        )
     cause = first_line(error.__cause__) if error.__cause__ is not None else one_line(error)
     return explain_value(str(error), cause, types) or one_line(error)
 
@@ -362,4 +368,4 @@ def one_line(error: Exception) -> str:
         return f"{error.full_key} has no value; give {error.full_key}=..."
     text = str(error).split("full_key:")[0]
     text = text.rpartition(f"{HybridTokenizerError.__module__}.{HybridTokenizerError.__name__}: ")[2]
-    return " ".join(text.split())
+    return shorten_names(" ".join(text.split()))

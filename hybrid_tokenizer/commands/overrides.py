@@ -2,12 +2,17 @@
 
 import dataclasses
 import difflib
+import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+QUOTES = "\"'"
+KEPT = 40
+LONG_NAME = re.compile(rf"[^\s/'\"=,\[\]]{{{3 * KEPT},}}")
 MERGING = re.compile(r"Error merging override (.+)", re.DOTALL)
 
 
@@ -43,7 +48,8 @@ def split(override: str) -> tuple[str, str]:
 def literal_text(arguments: Sequence[str], types: Mapping[str, Any]) -> list[str]:
     """The arguments with text in quotes, so that `output_dir=2024_11_27` is no number and `prompt=a, b` is no list.
 
-    What is quoted or escaped already is left as it is, and so are the lists of a multirun.
+    What is quoted or escaped already is left as it is, and so are the lists of a multirun. An option of any type takes
+    numbers and lists as such, unless a file of that name exists.
     """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -51,13 +57,29 @@ def literal_text(arguments: Sequence[str], types: Mapping[str, Any]) -> list[str
 
 
 def quoted(argument: str, types: Mapping[str, Any]) -> str:
-    """One argument of `literal_text`. An option of any type takes numbers and lists as such."""
+    """One argument of `literal_text`."""
     key, value = split(argument)
     kind = type_of(key, types)
-    text = takes_text(kind) or (kind is Any and not value.isdecimal() and value[:1] not in ("[", "{"))
-    if not text or value in ("", "null") or value[0] in "'\"" or "\\" in value:
+    listed = value.isdecimal() or value[:1] in ("[", "{")
+    text = takes_text(kind) or (kind is Any and (not listed or os.path.exists(value)))
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in QUOTES
+    if not text or is_quoted or value in ("", "null") or "\\" in value:
         return argument
     return argument.partition("=")[0] + "='" + value.replace("'", "\\'") + "'"
+
+
+def how_to_quote(override: str) -> str:
+    """The override as a shell takes it, its value, or each entry of a list, in quotes of Hydra's."""
+    key, _, value = override.partition("=")
+    listed = value[:1] == "[" and value[-1:] == "]"
+    texts = [text.strip().strip(QUOTES).replace('"', '\\"') for text in (value[1:-1].split(",") if listed else [value])]
+    quoted_texts = ",".join(f'"{text}"' for text in texts)
+    return shlex.quote(f"{key}=[{quoted_texts}]" if listed else f"{key}={quoted_texts}")
+
+
+def shorten_names(text: str) -> str:
+    """A message in which no name is longer than a line: its middle is left out."""
+    return LONG_NAME.sub(lambda name: f"{name[0][:KEPT]}...{name[0][-KEPT:]}", text)
 
 
 def with_home(value: Any) -> Any:

@@ -125,10 +125,16 @@ def save_checkpoint(
             _remove(final)
         os.replace(temporary, final)
         _sync_folder(root)
-        earlier = [folder for folder in sorted(root.glob("step-*")) if folder.name <= final.name]
-        for old in earlier[:-keep]:  # a later checkpoint is damaged
-            _remove(old)
+    keep_newest(final, keep)
     return final
+
+
+def keep_newest(newest: Path, keep: int) -> None:
+    """Delete the checkpoints before `newest` so that `keep` are left. What is after it is damaged and stays."""
+    with writing(newest.parent):
+        earlier = [folder for folder in sorted(newest.parent.glob("step-*")) if folder.name <= newest.name]
+        for old in earlier[:-keep]:
+            _remove(old)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,9 +6,9 @@ Each stage is a fixture that runs once; what it leaves behind is tested by itsel
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,15 @@ import torch
 from helpers.small_models import small_hybrid
 from PIL import Image
 from safetensors.torch import load_file
-from training_runs import SMALL_GUIDE, environment, final_weights, run_script, said
+from training_runs import SMALL_GUIDE, final_weights, run_script, said
 
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.hybrid import HybridTokenizer
+from hybrid_tokenizer.training.guide import GuideObjective
 
 STEPS, KILLED_AT = 10, 7
 NOT_TO_MATTER = ("training.num_workers=2", "training.tracker=tensorboard")
-"""Options in which the killed run differs from the unbroken one; so does its number of threads."""
+"""Options in which the killed run differs from the unbroken one."""
 
 
 @dataclass
@@ -65,14 +66,26 @@ def finish(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def killed(pictures, tmp_path_factory):
+    """In a process forked from this one, which ends by SIGKILL in the middle of a step."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    process = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed_run.py")), str(KILLED_AT),
-         *options(pictures, folder), *NOT_TO_MATTER],
-        stdout=subprocess.PIPE, text=True, env=environment(OMP_NUM_THREADS="2"), timeout=900, check=False,
-    )  # fmt: skip
-    assert process.returncode == -signal.SIGKILL
-    return Run(folder, said(process.stdout))
+    log = folder.with_name("log")
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o644), 1)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  pytest's takes no lines of another process
+            GuideObjective.forward = deadly
+            run_script("train_guide.py", *options(pictures, folder), *NOT_TO_MATTER)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return Run(folder, said(log.read_text()))
+
+
+def deadly(objective, batch, step, forward=GuideObjective.forward):
+    if step == KILLED_AT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(objective, batch, step)
 
 
 @pytest.fixture(scope="module")
