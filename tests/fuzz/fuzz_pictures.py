@@ -3,26 +3,35 @@
 import io
 import os
 import random
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fuzz_driver
 import numpy as np
+import torch
 from fuzz_bytes import DAMAGES
 from fuzz_driver import Attempt, Door
 from PIL import Image
 
 from hybrid_tokenizer.apps.demo.uploads import read_upload
+from hybrid_tokenizer.apps.user_study.prepare import StudyOptions, draw_images
 from hybrid_tokenizer.apps.web.pages import WebError
 from hybrid_tokenizer.corpus.config import ViewConfig
 from hybrid_tokenizer.corpus.rows import cut_rows
 from hybrid_tokenizer.corpus.sources import Entry, Fetched
 from hybrid_tokenizer.data import TrainingStream, UnreadableImage, open_rgb, sample_photographs
 from hybrid_tokenizer.data.config import CropConfig
+from hybrid_tokenizer.data.open import MAX_PIXELS, SHARE_OF_PIXELS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.hybrid.pictures import to_batch
 from hybrid_tokenizer.images import fit_square
+from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.setup import validation_batches
 
 SIDE = 96
 VISIBLE = 8
@@ -115,15 +124,23 @@ def uploaded(data: bytes, name: str, folder: Path) -> np.ndarray:
 
 
 def file_of(data: bytes, name: str, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for other in folder.glob("pictur*"):
+        other.unlink()
     path = folder / os.fsdecode(b"pictur\xe9." + name.split("_")[0].removesuffix("16").encode())
     path.write_bytes(data)
     return path
 
 
+def levels(image: torch.Tensor) -> np.ndarray:
+    """[-1, 1], channels first, as 8 bits, channels last."""
+    return ((image.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+
+
 def evaluated(data: bytes, name: str, folder: Path) -> np.ndarray:
     path = file_of(data, name, folder)
     images = EvalImages.from_file(path, SIDE, say=lambda line: None, progress=False)
-    return ((images[0].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    return levels(images[0])
 
 
 def trained(data: bytes, name: str, folder: Path) -> np.ndarray:
@@ -136,27 +153,98 @@ def trained(data: bytes, name: str, folder: Path) -> np.ndarray:
     sample = stream[next(draw for draw in range(2) if stream._permute(0)[draw] == 0)]
     if sample["skipped"]:
         raise UnreadableImage(path, sample["skipped"][0][1])
-    return ((sample["images"].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    return levels(sample["images"])
 
 
-def tokenized(data: bytes, name: str, folder: Path) -> np.ndarray:
+def validated(data: bytes, name: str, folder: Path) -> np.ndarray:
+    """As the only validation image of a training run."""
+    path = file_of(data, name, folder)
+    with redirect_stdout(io.StringIO()):
+        (batch,) = validation_batches([path], SIDE, TrainingConfig(), "full")
+    return levels(batch["images"][0])
+
+
+def studied(data: bytes, name: str, folder: Path) -> np.ndarray:
+    """As the only picture of a user study."""
+    path = file_of(data, name, folder / "study")
+    images = draw_images(StudyOptions(images=path.parent, num_sets=1, image_size=SIDE), say=lambda line: None)
+    return levels(images[0])
+
+
+def encoded(data: bytes, name: str, folder: Path) -> np.ndarray:
+    """As a path that `HybridTokenizer.encode` is given."""
+    return levels(to_batch(file_of(data, name, folder), SIDE, "auto", torch.device("cpu"))[0])
+
+
+def handed_over(data: bytes, name: str, folder: Path) -> np.ndarray:
+    """As a PIL image that somebody opened and did not decode yet."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # refused by Pillow itself
+        raise UnreadableImage(Path(name), str(error)) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return levels(to_batch(image, SIDE, "auto", torch.device("cpu"))[0])
+
+
+def tokenized(data: bytes, name: str, folder: Path, draft: bool = False) -> np.ndarray:
     """As rows of a corpus."""
     entry = Entry(name, "file", name, 0, 0, [], [])
-    _, pixels = cut_rows([Fetched(entry, data, [])], ViewConfig(image_size=SIDE))
+    _, pixels = cut_rows([Fetched(entry, data, [])], ViewConfig(image_size=SIDE, jpeg_draft=draft))
     if not len(pixels):
         raise UnreadableImage(Path(name), "skipped")
     return pixels[0]
 
 
 def door(name: str, read: Read, full: bool = True) -> Door:
-    return Door(name, encodings, lambda files, draw, folder: attempt(read, files, draw, folder, full))
+    return Door(name, encodings, lambda files, draw, folder: attempt(read, files, draw, folder, full), share=0.5)
+
+
+LARGE = {
+    "L": ("PNG",), "I;16": ("PNG", "TIFF"), "RGB": ("PNG", "JPEG", "BMP", "WEBP"), "RGBA": ("PNG", "WEBP"), "LA": ("PNG",),
+    "P": ("PNG", "GIF"), "1": ("PNG",), "CMYK": ("JPEG", "TIFF"),
+}  # fmt: skip
+"""Modes, and formats that hold them."""
+
+
+def large(whole: None, draw: random.Random, folder: Path) -> Attempt:
+    """A whole picture of any shape, around the limits; what counts is the memory that it takes."""
+    mode = draw.choice(sorted(LARGE))
+    kind = draw.choice(LARGE[mode])
+    pixels = MAX_PIXELS * draw.choice([0.24, 0.49, 0.98, 1.0, 1.02]) * SHARE_OF_PIXELS.get(kind, 1)
+    height = int((pixels / draw.choice([1, 1.5, 4, 30, 33])) ** 0.5)
+    size = (int(pixels / height), height)
+    options: dict[str, Any] = {"JPEG": {"quality": 30, "progressive": draw.random() < 0.5}, "WEBP": {"lossless": True, "method": 0}}.get(kind, {})  # fmt: skip
+    if mode in ("RGB", "L", "1", "P") and kind == "PNG":
+        options["transparency"] = (0, 0, 0) if mode == "RGB" else 0
+    buffer = io.BytesIO()
+    try:
+        Image.new(mode, size[:: draw.choice([1, -1])], draw.choice([0, 1])).save(buffer, kind, **options)
+    except (OSError, ValueError, MemoryError):  # the format holds no picture of this size
+        return Attempt(f"{kind} {mode} unwritable", True)
+    data = buffer.getvalue()
+    del buffer
+    fuzz_driver.restart_measuring()
+    read = draw.choice([partial(opened, verify="full"), partial(opened, verify="cheap"), evaluated, trained, encoded])
+    try:
+        read(data, f"{kind.lower()}", folder)
+    except HybridTokenizerError as error:
+        assert "\n" not in str(error)
+        return Attempt(f"{kind} {mode}", True)
+    return Attempt(f"{kind} {mode}", False)
 
 
 DOORS = [
+    Door("large pictures", lambda folder: None, large, share=0.015),
     door("pictures, full", partial(opened, verify="full")),
     door("pictures, cheap", partial(opened, verify="cheap"), full=False),
     door("demo", uploaded),
     door("evaluation", evaluated),
     door("training", trained, full=False),
+    door("validation", validated),
+    door("study", studied),
+    door("encode", encoded),
+    door("PIL images", handed_over, full=False),
     door("corpus", tokenized),
+    door("corpus, drafts", partial(tokenized, draft=True)),
 ]

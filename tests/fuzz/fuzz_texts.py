@@ -147,4 +147,8 @@ def _odd_names(draw: random.Random) -> bytes:
     return buffer.getvalue()
 
 
-DOORS = [Door("captions", pictures, captions), Door("coco", pictures, coco), Door("shards", shard, shards)]
+DOORS = [
+    Door("captions", pictures, captions, share=2.5),
+    Door("coco", pictures, coco, share=2.5),
+    Door("shards", shard, shards, share=2.5),
+]
