@@ -4,6 +4,7 @@
 """
 
 import difflib
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -62,6 +63,7 @@ COMMANDS = {
     "convert": Command("convert", "published checkpoint files to a component folder", "movq movqgan_270M.ckpt --output movq_270m"),
     "parity": Command("check_parity", "compare with values that published code computed", "FIXTURES", extra="eval"),
     "benchmark": Command("benchmark", "time the system against plain alternatives", "output=out/speed.json", "benchmark", extra="eval"),
+    "gpu-check": Command("gpu_check", "check the CUDA path on a GPU, or every section in small on a CPU", "--pictures PHOTOS --output out/gpu", extra="eval"),
     "tokenize": Command("tokenize_corpus", "a corpus of images to shards of tokens", "input=PHOTOS output=tokens", "tokenize_corpus", extra="scale"),
     "detokenize": Command("detokenize", "a picture grid of rows of token shards", "tokens output=grid.png", "detokenize", "input", extra="scale"),
     "inspect": Command("inspect_tokens", "use, cost and robustness of token shards", "tokens output_dir=out/inspect", "inspect_tokens", "input", extra="scale"),
@@ -117,6 +119,9 @@ def run(name: str, arguments: Sequence[str] | None = None) -> None:
             import_module(f"hybrid_tokenizer.commands.{command.module}").main()
     except HybridTokenizerError as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt as interrupt:  # what is finished is said by who kept it
+        print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def main() -> None:

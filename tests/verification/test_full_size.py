@@ -37,7 +37,7 @@ def test_files_that_lack_a_key_make_no_row(tmp_path, monkeypatch):
 
 
 def test_which_files_can_be_made(tmp_path):
-    assert set(BASELINES) - set(files.names()) == {"lavit", "lavit_lowres", "seed2"}
+    assert set(BASELINES) - set(files.names()) == {"lavit", "seed2"}
     with pytest.raises(
         HybridTokenizerError, match="full-size files of 'seed2' cannot be made here; use one of movq_67m"
     ):

@@ -14,7 +14,6 @@ from hybrid_tokenizer.verification.speed.coding import decode_bf16, decode_conte
 from hybrid_tokenizer.verification.speed.config import GPU_ROWS, BenchmarkConfig
 from hybrid_tokenizer.verification.speed.rows import BUILDERS, report, run_rows
 from hybrid_tokenizer.verification.speed.running import peak_memory
-from hybrid_tokenizer.verification.speed.sd15 import count_flops, share_of_limit
 from hybrid_tokenizer.verification.speed.timing import Contest, Timed, measure
 
 FORM = {"name", "ours", "alternative", "unit", "ratio", "max_output_difference"}
@@ -122,19 +121,14 @@ def test_the_rows_of_the_papers_sizes_run_with_narrow_layers(name):
     report([row])
 
 
-def test_operations_are_counted_and_set_a_limit():
-    weight = torch.ones(3, 5)
-    assert count_flops(lambda: torch.ones(2, 3) @ weight) == 2 * 2 * 3 * 5
-    rate = {"ours": 20.0, "unit": "images/s"}
-    assert share_of_limit(rate, "NVIDIA H100 80GB HBM3", int(8e12)) == {
-        "limit_images_per_second": 100.0, "share_of_limit": 0.2
-    }  # fmt: skip
-    assert share_of_limit({"ours": 0.05, "unit": "s"}, "NVIDIA H200", int(8e12))["share_of_limit"] == pytest.approx(0.2)
-    assert share_of_limit(rate, "another device", 1) == {}
-
-
 def test_the_memory_of_an_evaluation_is_of_its_own_process():
     assert 1e8 < peak_memory(2) < 4e9
+
+
+def test_kept_features_of_references_change_no_distance():
+    config = BenchmarkConfig(rows=["harness_references"], image_size=64, batch_size=8, repeats=1)
+    (row,) = run_rows(config, torch.device("cpu"), lambda line: None)
+    assert row["max_output_difference"] == 0 and row["n"] == 7 and "4 rows and 3 feature" in row["ours_is"]
 
 
 def test_the_harness_measures_as_scikit_image_does():

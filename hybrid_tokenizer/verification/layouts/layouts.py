@@ -204,6 +204,129 @@ def with_averages(layout: Layout) -> Layout:
     return both | copies | {"model_ema.decay": (), "model_ema.num_updates": ()}
 
 
+def vqvae2(width: int, residuals: int, inner: int, dim: int, size: int) -> Layout:
+    """The two-level model of the PyTorch port."""
+
+    def stack(name: str, layers: list[tuple[int, tuple[int, ...], int]], first_residual: int | None = None) -> Layout:
+        layout: Layout = {}
+        for place, shape, outer in layers:
+            layout |= {f"{name}.blocks.{place}.weight": shape, f"{name}.blocks.{place}.bias": (outer,)}
+        for i in range(residuals if first_residual is not None else 0):
+            block = f"{name}.blocks.{first_residual + i}.conv"
+            layout |= conv(f"{block}.1", inner, width) | conv(f"{block}.3", width, inner, 1)
+        return layout
+
+    half, after = width // 2, residuals + 2
+    layout = stack("enc_b", [(0, (half, 3, 4, 4), half), (2, (width, half, 4, 4), width), (4, (width, width, 3, 3), width)], 5)  # fmt: skip
+    layout |= stack("enc_t", [(0, (half, width, 4, 4), half), (2, (width, half, 3, 3), width)], 3)
+    layout |= stack("dec_t", [(0, (width, dim, 3, 3), width), (after, (width, dim, 4, 4), dim)], 1)
+    layout |= stack("dec", [(0, (width, 2 * dim, 3, 3), width), (after, (width, half, 4, 4), half), (after + 2, (half, 3, 4, 4), 3)], 1)  # fmt: skip
+    layout |= conv("quantize_conv_t", dim, width, 1) | conv("quantize_conv_b", dim, dim + width, 1)
+    layout |= {"upsample_t.weight": (dim, dim, 4, 4), "upsample_t.bias": (dim,)}
+    for book in ("quantize_t", "quantize_b"):
+        layout |= {f"{book}.embed": (dim, size), f"{book}.embed_avg": (dim, size), f"{book}.cluster_size": (size,)}
+    return layout
+
+
+def dalle(channels: int, decoder_input: int, blocks: int, size: int) -> dict[str, Layout]:
+    """Names and shapes of DALL-E's encoder and decoder."""
+
+    def convolution(name: str, out: int, inner: int, kernel: int) -> Layout:
+        return {f"{name}.w": (out, inner, kernel, kernel), f"{name}.b": (out,)}
+
+    def half(entering: int, widths: list[int], kernels: tuple[int, ...]) -> Layout:
+        layout: Layout = {}
+        for i, width in enumerate(widths):
+            for j in range(blocks):
+                inner = (entering if i == 0 else widths[i - 1]) if j == 0 else width
+                block = f"blocks.group_{i + 1}.block_{j + 1}"
+                if inner != width:
+                    layout |= convolution(f"{block}.id_path", width, inner, 1)
+                hidden = (inner, *[width // 4] * 3, width)
+                for k, kernel in enumerate(kernels):
+                    layout |= convolution(f"{block}.res_path.conv_{k + 1}", hidden[k + 1], hidden[k], kernel)
+        return layout
+
+    rising = [channels * 2**i for i in range(4)]
+    return {
+        "encoder": {
+            **convolution("blocks.input", channels, 3, 7),
+            **half(channels, rising, (3, 3, 3, 1)),
+            **convolution("blocks.output.conv", size, rising[-1], 1),
+        },
+        "decoder": {
+            **convolution("blocks.input", decoder_input, size, 1),
+            **half(decoder_input, rising[::-1], (1, 3, 3, 3)),
+            **convolution("blocks.output.conv", 6, channels, 1),
+        },
+    }
+
+
+def omnitokenizer(
+    width: int, heads: int, head_width: int, encoder: str, decoder: str, temporal_layers: int, window: int, patch: int,
+    frames: int, size: int, dim: int,
+) -> Layout:  # fmt: skip
+    """A model of images and videos with rotary positions, `frames` per temporal patch."""
+    inner, hidden = heads * head_width, int(4 * (2 / 3) * width)
+    norm_of = {"gamma": (width,), "beta": (width,)}
+
+    def part(name: str, shapes: Layout) -> Layout:
+        return {f"{name}.{key}": shape for key, shape in shapes.items()}
+
+    def feed(name: str) -> Layout:
+        return affine(f"{name}.3.0", width) | {
+            f"{name}.3.1.weight": (2 * hidden, width),
+            f"{name}.3.4.weight": (width, hidden),
+        }
+
+    def whole(name: str) -> Layout:
+        return {
+            f"{name}.0.dsconv.weight": (width, 1, 3, 3, 3),
+            f"{name}.0.dsconv.bias": (width,),
+            **part(f"{name}.1.norm", norm_of),
+            **part(f"{name}.1.context_norm", norm_of),
+            f"{name}.1.to_q.weight": (inner, width),
+            f"{name}.1.to_kv.weight": (2 * inner, width),
+            f"{name}.1.q_scale": (head_width,),
+            f"{name}.1.k_scale": (head_width,),
+            f"{name}.1.to_out.weight": (width, inner),
+            **feed(name),
+        }
+
+    def windowed(name: str) -> Layout:
+        return {
+            **part(f"{name}.1.norm", norm_of),
+            f"{name}.1.relative_position_bias_table": ((2 * window - 1) ** 2, heads),
+            f"{name}.1.relative_position_index": (window**2, window**2),
+            f"{name}.1.qkv.weight": (3 * width, width),
+            **linear(f"{name}.1.proj", width, width),
+            **feed(name),
+        }
+
+    layout: Layout = {}
+    for half, short, kinds in (("encoder", "enc", encoder), ("decoder", "dec", decoder)):
+        space, time = f"{half}.{short}_spatial_transformer", f"{half}.{short}_temporal_transformer"
+        for i, kind in enumerate(kinds):
+            layout |= (windowed if kind == "w" else whole)(f"{space}.layers.{i}")
+        for i in range(temporal_layers):
+            layout |= whole(f"{time}.layers.{i}")
+            bias = f"{time}.layers.{i}.1.spatial_rel_pos_bias.net"  # built there too, and never read
+            layout |= linear(f"{bias}.0.0", width, 2) | linear(f"{bias}.1.0", width, width) | linear(f"{bias}.2", heads, width)  # fmt: skip
+        layout |= part(f"{space}.norm_out", norm_of) | part(f"{time}.norm_out", norm_of)
+    pixels = 3 * patch**2
+    for name, count in (("first_frame", pixels), ("", pixels * frames)):
+        embed = "encoder.to_patch_emb" + (f"_{name}" if name else "")
+        layout |= affine(f"{embed}.1", count) | linear(f"{embed}.2", width, count) | affine(f"{embed}.3", width)
+        layout |= linear("decoder.to_pixels" + (f"_{name}" if name else "") + ".0", count, width)
+    layout |= linear("pre_vq_conv.1", dim, width) | linear("post_vq_conv.1", width, dim)
+    layout |= {"codebook.embeddings": (size, dim), "codebook.z_avg": (size, dim)}
+    layout |= {"codebook.N": (size,), "codebook.codebook_usage": (size,)}
+    return layout | {
+        "image_discriminator.model0.0.weight": (64, 3, 4, 4),
+        "perceptual_model.lin0.model.1.weight": (1, 64, 1, 1),
+    }
+
+
 def widths_of(ch: int, mult: tuple[int, ...] | list[int]) -> list[int]:
     return [ch * m for m in mult]
 
@@ -238,7 +361,10 @@ PUBLISHED: dict[str, Layout] = {
     "titok_bl64": titok(16, 16, 64, (768, 12), (1024, 24), 8192, 64),
     "titok_bl128": titok(16, 16, 128, (768, 12), (1024, 24), 8192, 64),
     "titok_sl256": titok(16, 16, 256, (512, 8), (1024, 24), 8192, 64),
+    "vqvae2": vqvae2(128, 2, 32, 64, 512),
+    "omnitokenizer": omnitokenizer(512, 8, 64, "ttww", "tttt", 4, 8, 8, 4, 8192, 8),
 }
+DALLE = dalle(256, 128, 2, 8192)
 KANDINSKY = ("movq_kandinsky2", "movq_kandinsky3")
 """Their folders are in diffusers' form, and diffusers writes them."""
 PARAMETERS = {"movq_67m": 67.8, "movq_102m": 101.6, "movq_270m": 270.7}

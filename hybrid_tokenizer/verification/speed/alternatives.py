@@ -20,7 +20,7 @@ from hybrid_tokenizer.data.training import collate
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.metrics.pixel import MS_SSIM_LEAST_SIDE
-from hybrid_tokenizer.perceptual import EfficientNetDistance
+from hybrid_tokenizer.perceptual import EfficientNetDistance, SqueezeNetDistance
 
 
 class PlainPipeline:
@@ -189,6 +189,7 @@ def all_measures(
     reconstruction: Float[Tensor, "3 h w"],
     lite2: EfficientNetDistance,
     lite0: EfficientNetDistance,
+    squeezenet: SqueezeNetDistance | None = None,
 ) -> dict[str, float]:
     """The main table's measures of one pair, from scikit-image where it has them."""
     levels = [levels_of(x) for x in (reference, reconstruction)]
@@ -211,6 +212,8 @@ def all_measures(
         "high_frequency_energy": energies[1] / energies[0],
         "effnet_lite0_distance (trained on)": lite0(signed[1], signed[0]).item(),
     }
+    if squeezenet is not None:
+        measures["squeezenet_distance"] = squeezenet(signed[1], signed[0]).item()
     if min(height, width) >= MS_SSIM_LEAST_SIDE:
         measures["ms_ssim"] = pytorch_msssim.ms_ssim(unit[1], unit[0], data_range=1.0).item()
     return measures

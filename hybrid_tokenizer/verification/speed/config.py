@@ -13,6 +13,7 @@ ROWS = (
     "decode_bf16",
     "train_guide",
     "harness",
+    "harness_references",
     "harness_ssim_psnr",
     "harness_memory",
     "import",

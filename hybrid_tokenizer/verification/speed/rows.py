@@ -23,6 +23,7 @@ BUILDERS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode_bf16": coding.decode_bf16,
     "train_guide": running.train_guide,
     "harness": running.harness,
+    "harness_references": running.harness_references,
     "harness_ssim_psnr": running.harness_ssim_psnr,
     "harness_memory": running.harness_memory,
     "import": running.import_time,

@@ -19,10 +19,18 @@ from hybrid_tokenizer.data import TrainingStream, find_images, sample_photograph
 from hybrid_tokenizer.data.training import CropConfig
 from hybrid_tokenizer.evaluation.controls import LosslessGuide, Unrelated
 from hybrid_tokenizer.evaluation.images import EvalImages
-from hybrid_tokenizer.evaluation.loop import evaluate, reconstruct
+from hybrid_tokenizer.evaluation.loop import evaluate, evaluate_rows, reconstruct
 from hybrid_tokenizer.evaluation.measures import Metric, default_metrics
 from hybrid_tokenizer.metrics import pixel
-from hybrid_tokenizer.perceptual import EfficientNetDistance
+from hybrid_tokenizer.perceptual import (
+    KEPT_BYTES,
+    EfficientNetDistance,
+    FeatureDistance,
+    KeptFeatures,
+    SqueezeNetDistance,
+    feature_distance,
+    has_squeezenet,
+)
 from hybrid_tokenizer.protocol import ImageTokenizer
 from hybrid_tokenizer.training.config import GuideLossOptions, TrainingConfig
 from hybrid_tokenizer.training.guide import GuideObjective
@@ -103,13 +111,52 @@ def harness(bench: Bench) -> dict[str, Any]:
     size = bench.config.image_size
     metrics = [metric for metric in default_metrics(bench.device) if size >= metric.least_side]
     nets = [EfficientNetDistance(name).to(bench.device) for name in ("lite2", "lite0")]
-    measures = partial(all_measures, lite2=nets[0], lite0=nets[1])
+    squeezenet = SqueezeNetDistance().to(bench.device) if has_squeezenet() else None
+    measures = partial(all_measures, lite2=nets[0], lite0=nets[1], squeezenet=squeezenet)
     notes = {
-        "ours_is": f"evaluate with the table's {len(metrics)} measures and intervals, batch {bench.config.batch_size}",
+        "ours_is": f"evaluate with the table's {len(metrics)} measures and intervals, batch {bench.config.batch_size}; the "
+        "references' features are kept, as between the rows of a table",
         "alternative_is": "a loop over images: scikit-image, pytorch-msssim, piq, NumPy, the same feature networks",
     }
     tokenizer = LosslessGuide(size // 4)
     return bench.measure(harness_contest(bench, "harness", tokenizer, bench.eval_images, metrics, measures, notes))
+
+
+def harness_references(bench: Bench) -> dict[str, Any]:
+    """The feature distances of several rows, whose references' features are computed once, or once a row."""
+    rows = [LosslessGuide(bench.config.image_size // factor) for factor in (2, 4, 8, 16)]
+    for row in rows:
+        row.name = f"lossless {row.guide_size}"
+    networks: list[FeatureDistance] = [EfficientNetDistance(name).to(bench.device) for name in ("lite2", "lite0")]
+    networks += [SqueezeNetDistance().to(bench.device)] if has_squeezenet() else []
+
+    def values(most_bytes: int) -> dict[str, list[float]]:
+        metrics = [
+            Metric(f"distance {i}", partial(feature_distance, network, kept=KeptFeatures(most_bytes)))
+            for i, network in enumerate(networks)
+        ]
+        done = evaluate_rows(rows, bench.eval_images, metrics, batch_size=8, device=bench.device, progress=False)
+        return {metric.name: [one.row[metric.name] for one in done] for metric in metrics}
+
+    def difference(left: dict[str, list[float]], right: dict[str, list[float]]) -> float:
+        return max(abs(a - b) for name in left for a, b in zip(left[name], right[name], strict=True))
+
+    return bench.measure(
+        Contest(
+            name="harness_references",
+            unit="images/s",
+            ours=lambda: values(KEPT_BYTES),
+            alternative=lambda: values(0),
+            amount=len(rows) * len(bench.eval_images),
+            difference=difference,
+            notes={
+                "ours_is": f"evaluate_rows, {len(rows)} rows and {len(networks)} feature distances, references' features kept",
+                "alternative_is": "the same with the references' features computed for every row",
+                "difference_is": "largest difference of a distance's mean",
+                "n": len(bench.eval_images),
+            },
+        )
+    )
 
 
 def harness_ssim_psnr(bench: Bench) -> dict[str, Any]:
