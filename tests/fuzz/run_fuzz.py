@@ -20,7 +20,9 @@ from hybrid_tokenizer.checkpoints.files import write_json
 from hybrid_tokenizer.provenance import provenance
 
 PATIENCE = 12 * MOST_SECONDS
-"""How long a case may say nothing before its process is killed."""
+"""Seconds that a case may say nothing before its process is killed."""
+START = 600
+"""The same for the start: libraries are imported, and models are made."""
 
 
 def main() -> None:
@@ -61,12 +63,13 @@ def run_watched(name: str, cases: int, seed: int) -> Report:
     theirs.close()
     case = "its start"
     try:
-        while ours.poll(PATIENCE):
+        patience: float = START
+        while ours.poll(patience):
             message = ours.recv()
             if isinstance(message, Report):
                 return message
-            case = message
-        fault = f"{case}: no end after {PATIENCE:.0f} s"
+            case, patience = message, PATIENCE
+        fault = f"{case}: no end after {patience:.0f} s"
     except EOFError:
         fault = f"{case}: the process died"
     finally:
