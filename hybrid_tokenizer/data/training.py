@@ -59,6 +59,11 @@ class TrainingStream(Dataset):
         self.items, self.crop, self.seed, self.verify = list(items), crop, seed, verify
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
+    @property
+    def epoch_length(self) -> int:
+        """Images of one epoch."""
+        return len(self.items)
+
     def _permute(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.items))
 

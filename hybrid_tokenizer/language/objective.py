@@ -30,6 +30,8 @@ class LanguageObjective(Objective):
         num_pictures: captions drawn at each validation.
     """
 
+    next_command = "hybrid-tokenizer generate language_model={final} 'prompt=a dog on the grass'"
+
     def __init__(
         self,
         lm: LanguageModel,

@@ -1,6 +1,7 @@
 """Options of a training run: those of the loop, and those of each stage's loss and batches."""
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -9,12 +10,18 @@ from hybrid_tokenizer.semantic.config import MINILM, QuantizeLossOptions
 
 PRECISIONS = ("auto", "no", "bf16")
 TRACKERS = ("tensorboard", "wandb", "none")
+WANDB_MODES = ("offline", "online")
 SENTENCE, QFORMER = "sentence", "qformer"
 AT_LEAST_ONE = (
     "max_steps", "batch_size", "accumulation", "save_every", "keep_checkpoints", "validate_every", "log_every",
     "max_val_images", "num_threads",
 )  # fmt: skip
 AT_LEAST_ZERO = ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "num_workers", "seed")
+
+
+def machine_threads() -> int:
+    """The cores that this process may use, divided by the training processes on the machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @dataclass
@@ -49,9 +56,9 @@ class TrainingConfig:
     """Seed of the initial weights, of the data order and of every random draw."""
     num_workers: int = 1
     """Loader processes per training process. They do not change the weights."""
-    num_threads: int = 2
-    """CPU threads; not used on a GPU. Sums split over threads round differently, so a fixed number makes a one-process CPU
-    run give the same weights whatever the environment says."""
+    num_threads: int = field(default_factory=machine_threads)
+    """CPU threads; not used on a GPU. The default is the machine's cores, shared by its training processes. Sums split over
+    threads round differently, so a one-process CPU run gives the same weights on every machine if this is given."""
     save_every: int = 100
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -66,6 +73,8 @@ class TrainingConfig:
     """Save and stop after this many minutes; null sets no limit. The same command resumes."""
     tracker: str = "tensorboard"
     """"tensorboard", "wandb" or "none". metrics.jsonl is always written."""
+    run_name: str | None = None
+    """Name in Weights & Biases. null is the name of `output_dir`. A resumed run continues under its id in `run_id.txt`."""
     wandb_project: str = "hybrid_tokenizer"
     """Project name in Weights & Biases."""
     wandb_mode: str = "offline"
@@ -84,6 +93,10 @@ class TrainingConfig:
         if self.tracker not in TRACKERS:
             raise HybridTokenizerError(
                 f"training.tracker={self.tracker!r} is unknown; use one of {', '.join(TRACKERS)}"
+            )
+        if self.wandb_mode not in WANDB_MODES:
+            raise HybridTokenizerError(
+                f"training.wandb_mode={self.wandb_mode!r} is unknown; use {' or '.join(WANDB_MODES)}"
             )
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):

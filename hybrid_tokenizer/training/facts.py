@@ -21,11 +21,13 @@ from hybrid_tokenizer.training.objective import Objective
 
 WITHOUT_EFFECT = (
     "output_dir", "training.num_workers", "training.save_every", "training.keep_checkpoints", "training.validate_every",
-    "training.log_every", "training.max_minutes", "training.tracker", "training.wandb_project", "training.wandb_mode",
+    "training.log_every", "training.max_minutes", "training.tracker", "training.run_name", "training.wandb_project",
+    "training.wandb_mode",
     "training.progress", "training.allow_changes",
 )  # fmt: skip
 """Options that change neither weights nor validation figures."""
-LENGTH = "training.max_steps"
+LISTED = ("training.max_steps", "training.num_threads")
+"""Options that a resumed run may change, which is said: a longer run, and another machine, whose sums round differently."""
 DATA, FROZEN, PRECISION, PROCESSES = "the data", "the frozen weights", "training.mixed_precision", "processes"
 
 

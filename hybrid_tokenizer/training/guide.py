@@ -59,6 +59,7 @@ class GuideObjective(Objective):
     """Trains a `GuideTokenizer`."""
 
     model: GuideTokenizer
+    next_command = "hybrid-tokenizer eval components.guide={final}"
 
     def __init__(self, model: GuideTokenizer, options: GuideLossOptions):
         super().__init__()

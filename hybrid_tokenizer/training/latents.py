@@ -45,6 +45,11 @@ class LatentStream(Dataset):
         self.latents, self.semantic_indices, self.captions, self.seed = latents, semantic_indices, list(captions), seed
         self.guide_latents, self.pixels, self.data_hash = guide_latents, pixels, data_hash
 
+    @property
+    def epoch_length(self) -> int:
+        """Crops of one epoch."""
+        return len(self.latents)
+
     def guide_residual(self) -> Float[Tensor, "c"]:
         """Mean square of latents minus the whole guide's latents, per channel."""
         return (self.latents.float() - self.guide_latents[:, -1].float()).square().mean((0, 2, 3))

@@ -4,12 +4,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -20,7 +22,8 @@ from hybrid_tokenizer.errors import HybridTokenizerError, shorten
 from hybrid_tokenizer.images import to_uint8
 from hybrid_tokenizer.provenance import provenance
 from hybrid_tokenizer.training.config import TrainingConfig
-from hybrid_tokenizer.training.facts import LENGTH, changes_of, settings_of
+from hybrid_tokenizer.training.facts import LISTED, changes_of, flat, settings_of
+from hybrid_tokenizer.training.interrupt import EXIT_STATUS, Interrupt, catching_interrupt
 from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.objective import Objective, ema_decay_at, learning_rate_at
 from hybrid_tokenizer.training.sharding import gathered, prepare_sharded, shards_weights, spread_as
@@ -31,6 +34,7 @@ from hybrid_tokenizer.training.state import (
     append_jsonl,
     find_checkpoint,
     is_validated,
+    keep_newest,
     load_checkpoint_tensors,
     pack_optimizer,
     prepare_folder,
@@ -39,7 +43,7 @@ from hybrid_tokenizer.training.state import (
     unpack_optimizer,
     writing,
 )
-from hybrid_tokenizer.training.tracking import TensorBoardEvents
+from hybrid_tokenizer.training.tracking import TensorBoardEvents, log_pictures, wandb_errors, wandb_options
 
 RECORD = "training.json"
 """In the final folder: what the run was. It is written last."""
@@ -63,11 +67,14 @@ def train(
         run_facts: the resolved configuration, which training.json records.
 
     Raises:
+        SystemExit: Ctrl-C was pressed; the step in progress is saved, and the status is 130.
         HybridTokenizerError: the loss or a weight is not finite, or `output_dir` cannot be written (the checkpoints stay as
             they were), is in use by another run, or holds a run of another model, seed, batch, data or settings.
     """
     with locked(output_dir):
-        _Run(objective, stream, val_batches, config, output_dir, run_facts).run()
+        run = _Run(objective, stream, val_batches, config, output_dir, run_facts)
+        with catching_interrupt() as interrupt:
+            run.run(interrupt)
 
 
 def choose_precision(config: TrainingConfig) -> str:
@@ -90,6 +97,7 @@ class _Run:
         run_facts: dict[str, Any],
     ):
         self.config, self.output_dir, self.val_batches, self.run_facts = config, output_dir, val_batches, run_facts
+        self.stream = stream
         self.events = TensorBoardEvents(output_dir / "tensorboard") if config.tracker == "tensorboard" else None
         tracker = None if config.tracker == "none" else self.events or config.tracker
         self.accelerator = Accelerator(
@@ -185,6 +193,8 @@ class _Run:
         unpack_optimizer(inner, self.names, tensors[OPTIMIZER], str(folder / OPTIMIZER))
         self.step, self.seconds_before = facts["step"], facts["seconds"]
         self._trim(log, last)
+        if self.main:
+            keep_newest(folder, self.config.keep_checkpoints)  # after a kill between saving and deleting
         for line in listed:
             self._say(line)
         self._say(f"resumed from step {self.step}")
@@ -204,7 +214,7 @@ class _Run:
         if "settings" not in facts:
             return [f"{folder} does not record its settings, so that they are not compared with this run's"]
         changes = changes_of(facts["settings"], self.settings)
-        refused = [words for name, words in changes.items() if name != LENGTH]
+        refused = [words for name, words in changes.items() if name not in LISTED]
         if refused and not self.config.allow_changes:
             raise HybridTokenizerError(
                 f"{folder} was trained with other settings: {shorten(refused)}; give the earlier ones, use a new output_dir, "
@@ -219,18 +229,19 @@ class _Run:
             self.changes = [*self.changes, {"after_step": step, "changes": list(changes.values())}]
         return [f"changed after step {step}: {words}" for words in changes.values()]
 
-    def run(self) -> None:
-        self.started = time.monotonic()
+    def run(self, interrupt: Interrupt) -> None:
+        self.started = self.logged_at = time.monotonic()
         if self.finished:
-            self._say(f"finished at step {self.step}")
+            self._say_finished()
             return
         if self.events is not None:
             self.events.from_step = self.step
         if self.accelerator.log_with:
-            with writing(self.output_dir):
+            with writing(self.output_dir), wandb_errors():
                 self.accelerator.init_trackers(
                     self.config.wandb_project,
-                    init_kwargs={"wandb": {"mode": self.config.wandb_mode, "dir": str(self.output_dir)}},
+                    config=flat({**self.run_facts, "training": asdict(self.config)}),
+                    init_kwargs={"wandb": wandb_options(self.output_dir, self.config.wandb_mode, self.config.run_name)},
                 )
         batches = iter(self.loader)
         self.skipped: set[str] = set()
@@ -244,13 +255,15 @@ class _Run:
         )
         if self._validates() and not self.validated:  # at step 0, or after a kill between saving and validating
             self._validate()
+            self.logged_at = time.monotonic()
         while self.step < self.config.max_steps:
             waited += self._train_step(batches)
             self.step += 1
             bar.update()
             last = self.step == self.config.max_steps
-            out_of_time = self._out_of_time()
-            saves = last or out_of_time or self.step % self.config.save_every == 0
+            out_of_time, interrupted = self._asked_to_stop(interrupt)
+            stops = out_of_time or interrupted
+            saves = last or stops or self.step % self.config.save_every == 0
             validates = self._validates()
             if saves or validates or self.step % self.config.log_every == 0:
                 self._log(bar, waited)
@@ -258,10 +271,15 @@ class _Run:
                 self._save()
             if validates:
                 self._validate()
-            if out_of_time and not last:
+            if saves or validates:
+                self.logged_at = time.monotonic()  # the rate is that of training alone
+            if stops and not last:
                 bar.close()
-                self._say(f"stopped at step {self.step} after {self.config.max_minutes} minutes; run again to continue")
+                limit = "" if interrupted else f" after {self.config.max_minutes} minutes"
+                self._say(f"stopped at step {self.step}{limit}; run the same command to resume")
                 self.accelerator.end_training()
+                if interrupted:
+                    raise SystemExit(EXIT_STATUS)
                 return
         bar.close()
         self._finish()
@@ -308,13 +326,16 @@ class _Run:
         """Whether the log has a validation of this step."""
         return self.step == self.config.max_steps or self.step % self.config.validate_every == 0
 
-    def _out_of_time(self) -> bool:
+    def _asked_to_stop(self, interrupt: Interrupt) -> tuple[bool, bool]:
+        """Whether the time is over, and whether Ctrl-C was pressed."""
         limit = self.config.max_minutes
         over = limit is not None and time.monotonic() - self.started > limit * 60
+        asked = (over, interrupt.pressed)
         if self.accelerator.num_processes > 1:  # all ranks must stop at the same step
-            flag = torch.tensor([float(over)], device=self.accelerator.device)
-            over = bool(self.accelerator.reduce(flag, "sum").item())
-        return over
+            flags = torch.tensor(asked, dtype=torch.float32, device=self.accelerator.device)
+            over, pressed = self.accelerator.reduce(flags, "sum").tolist()
+            asked = (bool(over), bool(pressed))
+        return asked
 
     def _report_skipped(self, skipped: list[tuple[str, str]]) -> None:
         for path, reason in skipped:
@@ -324,6 +345,7 @@ class _Run:
 
     def _log(self, bar: tqdm, waited: float) -> None:
         """Log the means since the last call to bar, file and trackers. Losses stay on the device until here."""
+        steps = len(self.pending) // self.config.accumulation
         names = {name for losses in self.pending for name in losses}
         means = {
             name: torch.stack([losses[name].float() for losses in self.pending if name in losses]).mean().item()
@@ -347,13 +369,19 @@ class _Run:
             "lr": self.optimizer.param_groups[0]["lr"],
             "waited_for_data": waited / elapsed,
         }
-        bar.set_postfix(loss=f"{means['total']:.4f}")
+        now = time.monotonic()
+        per_step = self.geometry["images_per_step"]
+        progress = {"images": self.step * per_step}
+        if (length := getattr(self.stream, "epoch_length", None)) is not None:
+            progress["epoch"] = round(progress["images"] / length, 2)
+        bar.set_postfix(loss=f"{means['total']:.4f}", **progress)
+        progress["images_per_second"] = steps * per_step / (now - self.logged_at)
+        self.logged_at = now
         with writing(self.output_dir):
             if self.main:
                 append_jsonl(self.output_dir / "metrics.jsonl", row)
-            self.accelerator.log(
-                {f"train/{name}": value for name, value in row.items() if name != "step"}, step=self.step
-            )
+            shown = {name: value for name, value in (row | progress).items() if name != "step"}
+            self.accelerator.log({f"train/{name}": value for name, value in shown.items()}, step=self.step)
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -385,12 +413,14 @@ class _Run:
             figures = {f"val_{name}": value for name, value in validated.figures.items()}
             with writing(self.output_dir):
                 if validated.pictures is not None:  # before the row, which tells a resumed run that both are there
-                    save_grid(validated.pictures, self.output_dir / "validation" / f"step-{self.step:08d}.png")
+                    grid = picture_grid(validated.pictures)
+                    save_picture(grid, self.output_dir / "validation" / f"step-{self.step:08d}.png")
+                    log_pictures(self.accelerator.trackers, grid, self.step)
                 append_jsonl(self.output_dir / "metrics.jsonl", {"step": self.step, **figures})
                 self.accelerator.log(
                     {name.replace("val_", "val/", 1): v for name, v in figures.items()}, step=self.step
                 )
-            shown = " ".join(f"{name}={value:.4g}" for name, value in validated.figures.items())
+            shown = " ".join(f"{name}={short(value)}" for name, value in validated.figures.items())
             tqdm.write(f"step {self.step}: validation {shown}")
         self.accelerator.wait_for_everyone()
 
@@ -442,7 +472,13 @@ class _Run:
                 write_json(record, facts)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self._say_finished()
+
+    def _say_finished(self) -> None:
+        final = self.output_dir / "final"
         self._say(f"finished at step {self.step}")
+        following = self.objective.next_command.format(final=final)
+        self._say(f"the weights are in {final}" + (f"; next: {following}" if following else ""))
 
     def _say(self, line: str) -> None:
         if self.main:
@@ -468,13 +504,22 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def save_grid(pictures: Tensor, path: Path) -> None:
-    """Write rows of images in [-1, 1] as one PNG, atomically."""
-    from torchvision.io import encode_png
+def short(value: float) -> str:
+    """A figure in four digits; an integer whole."""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def picture_grid(pictures: Float[Tensor, "rows columns 3 h w"]) -> UInt8[Tensor, "3 H W"]:
+    """Rows of images in [-1, 1] as one picture."""
     from torchvision.utils import make_grid
 
     rows, columns = pictures.shape[:2]
-    grid = make_grid(
-        to_uint8(pictures.float().cpu().reshape(rows * columns, *pictures.shape[2:])), nrow=columns, padding=2
-    )
-    write_atomic(path, encode_png(grid).numpy().tobytes())
+    images = to_uint8(pictures.float().cpu().reshape(rows * columns, *pictures.shape[2:]))
+    return make_grid(images, nrow=columns, padding=2)
+
+
+def save_picture(picture: UInt8[Tensor, "3 h w"], path: Path) -> None:
+    """Write a PNG, atomically."""
+    from torchvision.io import encode_png
+
+    write_atomic(path, encode_png(picture).numpy().tobytes())

@@ -28,6 +28,8 @@ class Objective(nn.Module, ABC):
 
     model: nn.Module
     frozen: nn.ModuleDict
+    next_command = ""
+    """What to run on the finished folder, which stands for {final}."""
     unused_parameters = False
     """Whether some parameters take no part in some steps, such as a discriminator that starts late."""
 

@@ -48,6 +48,8 @@ class ContrastiveObjective(Objective):
     `model` is the whole tokenizer, and the parts that stage 2 trains have no gradient here.
     """
 
+    next_command = "hybrid-tokenizer train-semantic stage=quantize semantic.init={final}"
+
     def __init__(self, model: SemanticTokenizer, options: ContrastiveOptions):
         super().__init__()
         self.model, self.options = model, options
@@ -199,6 +201,8 @@ def build_contrastive(model: SemanticTokenizer, options: ContrastiveOptions, ini
 
 class QuantizeObjective(Objective):
     """Stage 2: vision encoder and causal Q-Former frozen; codebook, stacks and reverse Q-Former trained."""
+
+    next_command = "hybrid-tokenizer eval components.semantic={final}"
 
     def __init__(
         self,

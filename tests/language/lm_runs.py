@@ -38,7 +38,7 @@ def train_lm(*arguments):
     reset_accelerate()
     torch.set_num_threads(threads)
     assert error is None, error
-    return [line for line in stdout.getvalue().splitlines() if not line.startswith("step ")]
+    return [line for line in stdout.getvalue().splitlines() if not line.startswith(("step ", "the weights "))]
 
 
 def refused(*arguments):
