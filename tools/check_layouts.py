@@ -21,8 +21,11 @@ from hybrid_tokenizer.verification.layouts.files import make_files, names
 from hybrid_tokenizer.verification.layouts.rows import fill_row
 
 ROOT = Path(__file__).resolve().parents[1]
-SEED_KEYS = ROOT / "tests" / "semantic" / "keys" / "seed1.json"
-NOT_RUN = "not yet run at full size; at reduced width through the same loader in tests/baselines"
+KEYS = [
+    *(ROOT / "tests" / "semantic" / "keys").glob("seed1.json"),
+    *(ROOT / "tests" / "baselines" / "keys").glob("*.json"),
+]
+NOT_RUN = "not run at full size; at reduced width through the same loader in tests/baselines"
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
@@ -38,20 +41,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made; default: the system's place")
     parser.add_argument("--image-size", type=int, default=256)
     options = parser.parse_args()
-    seed_layout = {key: tuple(shape) for key, shape in read_json(SEED_KEYS).items()}
+    stored = {path.stem: {key: tuple(shape) for key, shape in read_json(path).items()} for path in KEYS}
     rows = {row["name"]: row for row in read_json(options.output)["rows"]} if options.output.is_file() else {}
     wanted = [name for name in options.names.split(",") if not rows.get(name, {}).get("ok")]
     for name in tqdm(wanted, unit="row"):
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             try:
-                in_fresh_process(make_files, name, Path(temporary), seed_layout)
+                in_fresh_process(make_files, name, Path(temporary), stored)
                 rows[name] = in_fresh_process(fill_row, name, Path(temporary), options.image_size)
             except HybridTokenizerError as error:
                 raise SystemExit(f"error: {error}") from None
         report = {
             "weights": "random, in the published layout; real public weights were not loaded",
             "rows": [rows[known] for known in names() if known in rows],
-            "not_run": dict.fromkeys(("lavit", "lavit_lowres", "seed2"), NOT_RUN),
+            "not_run": dict.fromkeys(("lavit", "seed2"), NOT_RUN),
             "provenance": provenance(),
         }
         write_json(options.output, report)

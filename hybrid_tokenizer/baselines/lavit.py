@@ -358,6 +358,11 @@ class LavitRow(nn.Module):
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
 
+    @property
+    def render_size(self) -> int:
+        """The diffusion model's own size."""
+        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> LavitTokens:
         """The generator decides which patches are kept."""
         check_range(images)

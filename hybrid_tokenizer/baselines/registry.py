@@ -23,6 +23,7 @@ class Family:
         converted: `module:function` that builds a component folder written by `commands.convert`: `function(folder) -> model`.
         settings: `module:function` that reads a `config.json` beside the weights: `function(values) -> builder's options`.
         fixed_size: the model takes images of one size only.
+        decodes_by: "network", one pass; or "diffusion", from pure noise.
     """
 
     builder: str
@@ -33,6 +34,7 @@ class Family:
     converted: str | None = None
     settings: str | None = None
     fixed_size: bool = False
+    decodes_by: str = "network"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Baseline:
 
     sources: of the weights; the first one on the hub is what `hub` downloads.
     sha256: of the first source's file. None: this file has not been verified.
+    tokens: of an image of any size, for models without a grid; of 256 px, for those with several grids.
+    varying: the fewest and the most tokens, for a model that decides by itself.
     """
 
     family: Family
@@ -48,8 +52,24 @@ class Baseline:
     factor: int
     sources: tuple[Source, ...]
     sha256: str | None = None
+    tokens: int | None = None
+    varying: tuple[int, int] | None = None
+
+    def tokens_of(self, side: int) -> int:
+        """Tokens of a square image."""
+        if self.tokens is None:
+            return (side // self.factor) ** 2
+        return self.tokens
+
+    @property
+    def compression_rate(self) -> str:
+        """As the paper's Table 2 writes it: the factor of both sides, or that the number of tokens is fixed, or varies."""
+        if self.varying is not None:
+            return f"{self.varying[0]}-{self.varying[1]} tokens"
+        return FIXED if self.family in (TITOK, SEED, SEED2) else f"{self.factor}*{self.factor}"
 
 
+FIXED = "fixed # tokens"
 NO_LICENCE = "none stated by the repository: weights are for their users to fetch"
 TAMING_LAYOUT = (
     "state_dict; encoder, decoder, quantize, quant convs; beside them loss.* and perhaps model_ema.*, dropped"
@@ -84,18 +104,32 @@ TITOK = Family(
 SEED = Family(
     "seed:load_seed_row", "Apache-2.0; Stable Diffusion 1.4 has its own",
     "a folder with eva_vit_g.pth, causal_qformer.pth, seed_tokenizer.pth, and stable-diffusion-v1-4/ in diffusers' form",
-    reads="row",
+    reads="row", decodes_by="diffusion",
 )
 SEED2 = Family(
     "seed:load_seed2_row", "Apache-2.0; stable unCLIP has its own",
     "a folder with eva_vit_g.pth, seed_quantizer.pt (flat), and stable-diffusion-2-1-unclip/ in diffusers' form",
-    reads="row",
+    reads="row", decodes_by="diffusion",
 )
 LAVIT = Family(
-    "lavit:load_lavit_row", LAVIT_LICENCE, "a folder with visual_tokenizer/ and highres_pixel_decoding/", reads="row"
+    "lavit:load_lavit_row", LAVIT_LICENCE, "a folder with visual_tokenizer/ and highres_pixel_decoding/", reads="row", decodes_by="diffusion",
 )
 LAVIT_LOWRES = Family(
-    "lavit:load_lavit_row", LAVIT_LICENCE, "a folder with visual_tokenizer/ and pixel_decoding/", reads="row"
+    "lavit:load_lavit_row", LAVIT_LICENCE, "a folder with visual_tokenizer/ and pixel_decoding/", reads="row", decodes_by="diffusion",
+)
+
+VQVAE2 = Family(
+    "vqvae2:build_vqvae2", "MIT", "flat, perhaps below module.; cluster_size and embed_avg of both codebooks dropped"
+)
+DALLE = Family(
+    "dalle:load_dalle_row", "Modified MIT (OpenAI)",
+    "a folder with encoder.pkl and decoder.pkl, pickled modules that are read without running their code", reads="row",
+)
+OMNI = Family(
+    "omnitokenizer:build_omnitokenizer", "MIT",
+    "a Lightning file that also holds its arguments, so that its state_dict has to be written out once as loading.py says; "
+    "encoder, decoder, pre_vq_conv, post_vq_conv, codebook; losses and the weights of further frames dropped",
+    fixed_size=True,
 )
 
 HEIBOX = "https://heibox.uni-heidelberg.de/d"
@@ -130,7 +164,7 @@ BASELINES: dict[str, Baseline] = {
     "vqgan_f8":        Baseline(TAMING,      16384,  8, at((f"{OMMER}/vq-f8.zip", "model.ckpt"))),
     "vqgan_f8_256":    Baseline(TAMING,        256,  8, at((f"{OMMER}/vq-f8-n256.zip", "model.ckpt"))),
     "vqgan_gumbel_f8": Baseline(GUMBEL,       8192,  8, at((f"{HEIBOX}/2e5662443a6b4307b470", "last.ckpt"))),
-    "var_vae":         Baseline(VAR,          4096, 16, at(("FoundationVision/var", "vae_ch160v4096z32.pth"))),
+    "var_vae":         Baseline(VAR,          4096, 16, at(("FoundationVision/var", "vae_ch160v4096z32.pth")), tokens=680),
     "magvit2":         Baseline(MAGVIT2,     2**18, 16, voken("Open-MAGVIT2-Tokenizer-256-resolution", "imagenet_256_L.ckpt")),
     "magvit2_128":     Baseline(MAGVIT2,     2**18,  8, voken("Open-MAGVIT2-Tokenizer-128-resolution", "imagenet_128_L.ckpt")),
     "magvit2_16384":   Baseline(MAGVIT2,     2**14, 16, voken("Open-MAGVIT2-Tokenizer-16384-Pretrain", "pretrain256_16384.ckpt")),
@@ -142,16 +176,19 @@ BASELINES: dict[str, Baseline] = {
     "llamagen_ds16":   Baseline(LLAMAGEN,    16384, 16, at(("FoundationVision/LlamaGen", "vq_ds16_c2i.pt"))),
     "llamagen_ds8":    Baseline(LLAMAGEN,    16384,  8, at(("FoundationVision/LlamaGen", "vq_ds8_c2i.pt"))),
     "llamagen_t2i":    Baseline(LLAMAGEN,    16384, 16, at(("peizesun/llamagen_t2i", "vq_ds16_t2i.pt"))),
-    "titok_l32":       Baseline(TITOK,        4096, 16, titok("l32")),
-    "titok_b64":       Baseline(TITOK,        4096, 16, titok("b64")),
-    "titok_s128":      Baseline(TITOK,        4096, 16, titok("s128")),
-    "titok_bl64":      Baseline(TITOK,        8192, 16, titok("bl64_vq8k")),
-    "titok_bl128":     Baseline(TITOK,        8192, 16, titok("bl128_vq8k")),
-    "titok_sl256":     Baseline(TITOK,        8192, 16, titok("sl256_vq8k")),
-    "seed":            Baseline(SEED,         8192, 14, at(("https://github.com/AILab-CVC/SEED", "seed_tokenizer.pth"))),
-    "seed2":           Baseline(SEED2,        8192, 14, at(("AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt"))),
-    "lavit":           Baseline(LAVIT,       16384, 14, at(("rain1011/LaVIT-7B-v2", "visual_tokenizer"))),
-    "lavit_lowres":    Baseline(LAVIT_LOWRES, 16384, 14, at(("rain1011/LaVIT-7B-v2", "visual_tokenizer"))),
+    "titok_l32":       Baseline(TITOK,        4096, 16, titok("l32"), tokens=32),
+    "titok_b64":       Baseline(TITOK,        4096, 16, titok("b64"), tokens=64),
+    "titok_s128":      Baseline(TITOK,        4096, 16, titok("s128"), tokens=128),
+    "titok_bl64":      Baseline(TITOK,        8192, 16, titok("bl64_vq8k"), tokens=64),
+    "titok_bl128":     Baseline(TITOK,        8192, 16, titok("bl128_vq8k"), tokens=128),
+    "titok_sl256":     Baseline(TITOK,        8192, 16, titok("sl256_vq8k"), tokens=256),
+    "vqvae2":          Baseline(VQVAE2,        512,  8, at(("https://github.com/rosinality/vq-vae-2-pytorch", "vqvae_560.pt")), tokens=32**2 + 64**2),
+    "dalle":           Baseline(DALLE,        8192,  8, at(("https://cdn.openai.com/dall-e", "encoder.pkl"))),
+    "omnitokenizer":   Baseline(OMNI,         8192,  8, at(("Daniel0724/OmniTokenizer", "imagenet_k600.ckpt"))),
+    "seed":            Baseline(SEED,         8192, 14, at(("https://github.com/AILab-CVC/SEED", "seed_tokenizer.pth")), tokens=32),
+    "seed2":           Baseline(SEED2,        8192, 14, at(("AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt")), tokens=32),
+    "lavit":           Baseline(LAVIT,       16384, 14, at(("rain1011/LaVIT-7B-v2", "visual_tokenizer")), varying=(1, 256)),
+    "lavit_lowres":    Baseline(LAVIT_LOWRES, 16384, 14, at(("rain1011/LaVIT-7B-v2", "visual_tokenizer")), varying=(1, 256)),
 }
 # fmt: on
 

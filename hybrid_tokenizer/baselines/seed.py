@@ -73,6 +73,11 @@ class SeedRow(SemanticRow):
         # without the Runge-Kutta warm-up PNDM is PLMS
         self.scheduler = PNDMScheduler(skip_prk_steps=True, **{key: config[key] for key in shared})
 
+    @property
+    def render_size(self) -> int:
+        """The diffusion model's own size."""
+        return self.diffusion.config.trained_size or 512
+
     @torch.no_grad()
     def decode(
         self, tokens: Int[Tensor, "b n"], size: tuple[int, int], generator: torch.Generator | None = None
@@ -80,7 +85,7 @@ class SeedRow(SemanticRow):
         """At the diffusion model's own size, then bicubic to `size`."""
         states = self.semantic.decode(tokens)
         null = self.diffusion.null_condition.expand(len(states), -1, -1)
-        side = self.diffusion.config.unet.get("sample_size") or 64
+        side = self.render_size // self.diffusion.config.vae_factor
         latents = sample(
             self.diffusion.unet, self.scheduler, Condition(states), Condition(null), (side, side),
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,

@@ -172,13 +172,17 @@ class DiffusionConfig:
     unet: dict[str, Any] = field(default_factory=lambda: dict(TINY_UNET))
     """Keyword arguments of diffusers' UNet2DConditionModel."""
     vae_class: str = "AutoencoderTinyLinear"
+    """Class of diffusers, or "AutoencoderTinyLinear"."""
     vae: dict[str, Any] = field(default_factory=lambda: dict(TINY_VAE))
     """Keyword arguments of diffusers' class of that name."""
     latent_shift: list[float] = field(default_factory=lambda: [0.0])
+    """Subtracted from the VAE's output before scaling, one number, or one per channel."""
     latent_scale: list[float] = field(default_factory=lambda: [1.0])
     """latents = (VAE output - latent_shift) * latent_scale; one number, or one per channel."""
     prediction_type: str = "v_prediction"
+    """What the U-Net predicts: "epsilon" (the noise) or "v_prediction"."""
     num_condition_tokens: int = 77
+    """Generation embeddings that condition the U-Net."""
     guide_conditioning: bool = False
     """The U-Net also reads the guide's latents, as input channels after its own; zeros where there is no guide."""
     guide_residual: list[float] | None = None
@@ -244,6 +248,12 @@ class DiffusionConfig:
         name = "encoder_block_out_channels" if self.vae_class == "AutoencoderTiny" else "block_out_channels"
         return 2 ** (len(self.vae[name]) - 1)
 
+    @property
+    def trained_size(self) -> int | None:
+        """The side in pixels of the images that the U-Net was trained on; None where its configuration does not say."""
+        side = self.unet.get("sample_size")
+        return side * self.vae_factor if isinstance(side, int) else None
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "the diffusion configuration") -> "DiffusionConfig":
         """The inverse of dataclasses.asdict. Unknown names and values of another type raise."""
@@ -292,3 +302,11 @@ def unknown_prediction_type(prediction_type: str) -> HybridTokenizerError:
         f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}; "
         "take the value from the model's scheduler/scheduler_config.json"
     )
+
+
+DECODE_PRESETS: dict[str, DecodeOptions] = {
+    "paper": DecodeOptions(strength=1.0, num_inference_steps=50, guidance_scale=7.5),
+    "balanced": DecodeOptions(),
+}
+"""Named decode options of Stable Diffusion. "paper" inverts to z_T and comes back, with the steps and the guidance that are
+usual there; the paper does not discuss strength. "balanced" keeps more of the guide at a quarter of the U-Net calls."""

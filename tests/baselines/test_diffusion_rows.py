@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.small_models import noise_images
 
-from hybrid_tokenizer.baselines.lavit import draw_kept, load_lavit_row
+from hybrid_tokenizer.baselines.lavit import draw_kept, load_lavit_row, read_null_states
 from hybrid_tokenizer.baselines.loading import load_baseline
 from hybrid_tokenizer.baselines.sampling import Condition, sample
 from hybrid_tokenizer.baselines.seed import load_seed_row
@@ -163,6 +163,22 @@ def test_patches_are_kept_as_often_as_their_probability_says():
     rates = draw_kept(log_probs, seeded())[0].float().reshape(-1, 3).mean(dim=0)
     torch.testing.assert_close(rates, keep[0, :3], rtol=0, atol=0.03)
     assert draw_kept(torch.tensor([[[-50.0, 0.0], [-40.0, 0.0]]]), seeded()).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.nn.Linear, "cannot be read safely (it names torch.nn.modules.linear.Linear); it is incomplete or holds more than tensors: download it again, or convert it to safetensors where you trust it"),
+        ({"a": torch.ones(1)}, "is not a floating tensor of shape 1 x n x d; download it again"),
+        (torch.ones(1, 2, 3, dtype=torch.int64), "is not a floating tensor of shape 1 x n x d; download it again"),
+        (torch.ones(0, 2, 3), "is not a floating tensor of shape 1 x n x d; download it again"),
+    ],
+)  # fmt: skip
+def test_a_null_condition_of_another_kind_is_one_line(value, message, tmp_path):
+    torch.save(value, tmp_path / "uncond_embeddings.bin")
+    with pytest.raises(HybridTokenizerError) as caught:
+        read_null_states(tmp_path / "uncond_embeddings.bin")
+    assert str(caught.value).removeprefix("checkpoint ") == f"{tmp_path}/uncond_embeddings.bin {message}"
 
 
 def test_wrong_folders_are_refused(tmp_path):
