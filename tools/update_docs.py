@@ -1,15 +1,23 @@
-"""Write the generated parts of the pages: README's table of `tiny` from its JSON, the map of the files from docstrings."""
+"""Write the generated parts of the pages: tables of `tiny` from its JSON, Figure 1, the map of the files from docstrings."""
 
 import argparse
 import ast
 from pathlib import Path
 
+from hybrid_tokenizer.checkpoints.configs import from_json
 from hybrid_tokenizer.checkpoints.files import read_json, write_atomic
+from hybrid_tokenizer.diffusion import DiffusionConfig
+from hybrid_tokenizer.evaluation.architecture import architecture_svg
+from hybrid_tokenizer.evaluation.studies.kinds import kinds_markdown
 from hybrid_tokenizer.evaluation.studies.recon import recon_markdown
+from hybrid_tokenizer.guide import GuideConfig
+from hybrid_tokenizer.semantic import SemanticConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
+PRESET = ROOT / "hybrid_tokenizer" / "presets" / "tiny"
 RESULTS = ROOT / "benchmarks" / "results" / "tiny" / "recon.json"
 COLUMNS = (
     "method",
@@ -55,19 +63,45 @@ def file_map() -> str:
     return "```\n" + "\n".join(lines) + "\n```"
 
 
+def table_1() -> str:
+    """Kinds of tokenizers, from the registry and the committed evaluations."""
+    stored = [
+        RESULTS,
+        RESULTS.parent / "alignment" / "alignment.json",
+        RESULTS.parent / "correction" / "correction.json",
+    ]
+    return kinds_markdown(*(read_json(path)["rows"] for path in stored))
+
+
+def figure_1() -> dict[Path, str]:
+    """The paper's sizes, and those of `tiny`, each a picture."""
+    kinds = {"guide": GuideConfig, "semantic": SemanticConfig, "diffusion": DiffusionConfig}
+    tiny = [from_json(kind, read_json(PRESET / part / "config.json"), part) for part, kind in kinds.items()]
+    paper = [GuideConfig.sd15(), SemanticConfig.seed1(), DiffusionConfig.sd15()]
+    return {
+        ROOT / "docs" / f"figure1_{name}.svg": architecture_svg(name, *configs)
+        for name, configs in (("sd15", paper), ("tiny", tiny))
+    }
+
+
 def pages() -> dict[Path, str]:
     """Each page with its generated parts made anew."""
     readme = README.read_text()
     if RESULTS.exists():
         readme = between(readme, "tiny", tiny_table())
-    return {README: readme, ARCHITECTURE: between(ARCHITECTURE.read_text(), "map", file_map())}
+    return {
+        README: readme,
+        ARCHITECTURE: between(ARCHITECTURE.read_text(), "map", file_map()),
+        EVALUATION: between(EVALUATION.read_text(), "table1", table_1()),
+        **figure_1(),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail when a page is not up to date")
     arguments = parser.parse_args()
-    stale = {page: text for page, text in pages().items() if text != page.read_text()}
+    stale = {page: text for page, text in pages().items() if not page.is_file() or text != page.read_text()}
     if arguments.check and stale:
         names = ", ".join(page.relative_to(ROOT).as_posix() for page in stale)
         raise SystemExit(f"error: {names} not up to date; run python tools/update_docs.py")

@@ -14,6 +14,7 @@ def run(options: argparse.Namespace) -> None:
     from hybrid_tokenizer.hybrid import HybridTokenizer
 
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
+    tokenizer.render_size = options.render_size or tokenizer.diffusion.config.trained_size
     access = serving.access_for(options.host)
     app = demo_app(DemoTokenizer(tokenizer, options.text_vocab_size), access)
     serving.serve(app, options.host, options.port, access)
@@ -28,6 +29,9 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="preset, folder or hub id (%(default)s)")
     parser.add_argument(
         "--text-vocab-size", type=int, default=0, help="text ids that come before the image ids (%(default)s)"
+    )
+    parser.add_argument(
+        "--render-size", type=int, help="side at which diffusion draws; what the diffusion model was trained for"
     )
     parser.add_argument("--device", help="cpu or cuda; the GPU if there is one")
     options = parser.parse_args()

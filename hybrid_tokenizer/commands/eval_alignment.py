@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.commands.config import command
+from hybrid_tokenizer.commands.loading import load_tokenizer
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.evaluation.config import EvalAlignmentConfig
 from hybrid_tokenizer.evaluation.pairs import open_pairs
@@ -20,7 +21,6 @@ from hybrid_tokenizer.evaluation.studies.alignment import (
     shared_by,
     write_alignment,
 )
-from hybrid_tokenizer.hybrid import HybridTokenizer
 
 
 @command("eval_alignment")
@@ -31,7 +31,7 @@ def main(config: EvalAlignmentConfig) -> None:
     shared_by(names, config.share_among)
     built = build_scores(config.score_weights, config.clip_tokenizer, device, getattr(torch, config.dtype))
     rank_by = ranked_by([score.name for score in built.scores], config.rank_by)
-    tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
+    tokenizer = load_tokenizer(config, device)
     rows = rows_by_name(tokenizer, names, config.baselines)
     pairs = open_pairs(config.data)
     facts = {"config": asdict(config), "seeds": config.seeds, "captions_sha256": pairs.captions_hash}

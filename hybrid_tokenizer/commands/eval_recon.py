@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hybrid_tokenizer.commands.config import command
+from hybrid_tokenizer.commands.loading import load_tokenizer
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.evaluation.config import EvalReconConfig
 from hybrid_tokenizer.evaluation.images import open_images
@@ -13,7 +14,6 @@ from hybrid_tokenizer.evaluation.measures import default_metrics, unavailable_me
 from hybrid_tokenizer.evaluation.rows import rows_by_name
 from hybrid_tokenizer.evaluation.store import open_store, run_facts
 from hybrid_tokenizer.evaluation.studies.recon import write_recon
-from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.metrics.weighted import of_a_set
 
 
@@ -22,7 +22,7 @@ def main(config: EvalReconConfig) -> None:
     started = time.perf_counter()
     device, folder = choose_device(config.device), Path(config.output_dir)
     measures = default_metrics(device, config.metric_weights)
-    tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
+    tokenizer = load_tokenizer(config, device)
     rows = rows_by_name(tokenizer, config.tokenizers, config.baselines, extra=config.extra_rows)
     images = open_images(config.data)
     facts = {"config": asdict(config), "seeds": config.seeds, "search_steps": tokenizer.search_steps}

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from hybrid_tokenizer.baselines.loading import load_baseline
 from hybrid_tokenizer.checkpoints.files import state_hash
 from hybrid_tokenizer.commands.config import command
+from hybrid_tokenizer.commands.loading import load_tokenizer
 from hybrid_tokenizer.devices import choose_device, rank_and_world_size
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import (
@@ -99,7 +100,8 @@ def run_correction(config: CorrectionConfig) -> None:
 def run_figures(config: FiguresConfig) -> None:
     """figureN.png, figureN.pdf and figureN.json of the chosen figures."""
     started, device = time.perf_counter(), choose_device(config.device)
-    tokenizer, *others = (load_tokenizer(config, device, guide=guide) for guide in (None, *config.guides))
+    tokenizer = load_tokenizer(config, device)
+    others = [load_tokenizer(config, device, guide=guide) for guide in config.guides]
     images = open_images(config.data)
     painter = figures.Painter(images, seed=config.seed, batch_size=config.batch_size, device=device)
     facts = {"config": asdict(config), "search_steps": tokenizer.search_steps}
@@ -132,12 +134,6 @@ def draw_figure(
     if NAME not in baselines and leads():
         tqdm.write(LEFT_OUT)
     return figures.figure_5(painter, variants, load_upscaler(baselines[NAME]) if NAME in baselines else None)
-
-
-def load_tokenizer(config: Any, device: torch.device, guide: str | None = None) -> HybridTokenizer:
-    """The tokenizer of a configuration, with another guide where one is given."""
-    components = asdict(config.components) | ({} if guide is None else {"guide": guide})
-    return HybridTokenizer.from_pretrained(config.model_name, **components).to(device)
 
 
 def leads() -> bool:

@@ -1,38 +1,42 @@
 """Reconstruct an image or a folder of images. Writes each result, and original and result side by side."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from hybrid_tokenizer.commands.config import command
-from hybrid_tokenizer.commands.picture_files import check_exists, labels
+from hybrid_tokenizer.commands.loading import load_tokenizer
+from hybrid_tokenizer.commands.picture_files import check_exists, check_outputs, labels
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import ReconstructConfig
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import reconstruct
 from hybrid_tokenizer.evaluation.pictures import side_by_side, write_png
-from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import to_pil
+
+ALONE, BESIDE = ".png", ".side_by_side.png"
+"""What a result's file name adds to its image's: the result, and original and result side by side."""
 
 
 @command("reconstruct")
 def main(config: ReconstructConfig) -> None:
     check_exists("input=", config.input, "an image or a folder of images")
     device = choose_device(config.device)
-    tokenizer = HybridTokenizer.from_pretrained(config.model_name, **asdict(config.components)).to(device)
+    tokenizer = load_tokenizer(config, device)
     images = EvalImages.open(config.input, config.image_size)
     names = labels(images.names)
+    outputs = [f"{name}{ending}" for name in names for ending in (ALONE, BESIDE)]
+    check_outputs(config.output_dir, outputs, [Path(config.input or "", name) for name in images.sources])
     with tqdm(total=len(images), desc="reconstructing", unit="image") as bar:
         for batch in images.batches(config.batch_size):
             references = batch.references.to(device)
             generator = torch.Generator().manual_seed(config.seed)
             output, tokens, _ = reconstruct(tokenizer, batch._replace(references=references), generator)
             for position, original, result in zip(batch.positions, references, output, strict=True):
-                target = Path(config.output_dir) / names[position]
-                write_png(target.with_name(f"{target.name}.png"), to_pil(result))
-                write_png(target.with_name(f"{target.name}.side_by_side.png"), side_by_side(original, result))
+                target = Path(config.output_dir, names[position])
+                write_png(target.with_name(target.name + ALONE), to_pil(result))
+                write_png(target.with_name(target.name + BESIDE), side_by_side(original, result))
             bar.update(len(batch.positions))
     count, bits = int(tokenizer.num_tokens(tokens)[0]), tokenizer.bits(tokens)[0].item()
     print(

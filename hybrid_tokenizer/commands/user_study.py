@@ -14,11 +14,13 @@ def prepare(options: argparse.Namespace) -> None:
 
     check_exists("--images ", options.images, "a folder of images")
     from hybrid_tokenizer.apps.user_study.prepare import StudyOptions, prepare_study
+    from hybrid_tokenizer.apps.user_study.study import CONSENT_NAME
     from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.evaluation.rows import rows_by_name
     from hybrid_tokenizer.hybrid import HybridTokenizer
 
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
+    tokenizer.render_size = options.render_size or tokenizer.diffusion.config.trained_size
     baselines = dict(pair.partition("=")[::2] for pair in options.baseline)
     rows = rows_by_name(tokenizer, options.tokenizers.split(","), baselines)
     study = prepare_study(
@@ -28,7 +30,9 @@ def prepare(options: argparse.Namespace) -> None:
     print(f"{len(study.sets)} sets of {', '.join(study.methods)} in {options.study}")
     if options.participants:
         print(f"participant codes, one for each rater: {options.study / 'codes.txt'}")
-    print(f"next: python scripts/user_study.py serve {options.study}")
+    trial = "one more for a trial" if study.trial else "no trial set, because there are no more images"
+    print(f"{trial}; edit {options.study / CONSENT_NAME}, which participants read before they start")
+    print(f"next: hybrid-tokenizer user-study serve {options.study}")
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -42,7 +46,8 @@ def serve(options: argparse.Namespace) -> None:
     votes = Votes(options.study / VOTES_NAME, study.id)
     access = serving.access_for(options.host, study.link_token, votes.is_known)
     try:
-        serving.serve(voting_app(options.study, study, votes, access), options.host, options.port, access)
+        owners = ("results", study.owner_token) if study.owner_token else None
+        serving.serve(voting_app(options.study, study, votes, access), options.host, options.port, access, owners)
     finally:
         votes.close()
 
@@ -76,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--sets", type=int, default=25, help="number of images to draw (%(default)s)")
     command.add_argument("--image-size", type=int, default=256, help="side of the images in pixels (%(default)s)")
+    command.add_argument(
+        "--render-size", type=int, help="side at which diffusion draws; what the diffusion model was trained for"
+    )
     command.add_argument("--seed", type=int, default=0, help="seed of the draw and of decoding (%(default)s)")
     command.add_argument(
         "--participants",

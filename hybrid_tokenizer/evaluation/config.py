@@ -24,6 +24,11 @@ class EvalData:
     """Takes the first usable images in sorted order. null takes all."""
     verify: str = "full"
     """How thoroughly every image is checked for damage that decoders pass over: full, cheap or off."""
+    render_size: int | None = None
+    """Side at which diffusion draws, before its images are resized to the references'. null is the side that the diffusion
+    model was trained for."""
+    num_workers: int = 0
+    """Threads that read and check images ahead. 0 reads them one after the other."""
 
     def __post_init__(self) -> None:
         if self.image_size < SMALLEST_SIDE or self.image_size % 8:
@@ -34,6 +39,40 @@ class EvalData:
         if self.max_images is not None and self.max_images < 1:
             raise HybridTokenizerError(f"data.max_images={self.max_images} must be at least 1, or null for all images")
         check_level(self.verify)
+        check_render_size(self.render_size)
+        if self.num_workers < 0:
+            raise HybridTokenizerError(
+                f"data.num_workers={self.num_workers} must be at least 0; 0 reads without threads"
+            )
+
+
+def check_render_size(render_size: int | None) -> None:
+    """Raise on a side that no latents have."""
+    if render_size is not None and (render_size < SMALLEST_SIDE or render_size % 64):
+        nearest = max(64, round(render_size / 64) * 64)
+        raise HybridTokenizerError(f"render_size={render_size} must be a multiple of 64; use {nearest}, or null")
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class Runtime:
+    """How networks are run."""
+
+    batch_size: int = 8
+    device: str | None = None
+    """cpu or cuda. null is the GPU if there is one."""
+    dtype: str = "float32"
+    """Of the hybrid's networks, and of those that score captions: float32, bfloat16 or float16."""
+    compile: bool = False
+    """Compile the hybrid's networks. The first batch then takes minutes."""
+
+    def check_run(self, seeds: Sequence[int]) -> None:
+        """Raise on invalid seeds, batch size or dtype."""
+        check_run_numbers(seeds, self.batch_size)
+        if self.dtype not in DTYPES:
+            raise HybridTokenizerError(f"dtype={self.dtype!r} is unknown; use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
 
 
 @dataclass
@@ -51,7 +90,7 @@ class Components:
 
 
 @dataclass
-class EvalReconConfig:
+class EvalReconConfig(Runtime):
     """The table of reconstructions."""
 
     model_name: str = "tiny"
@@ -70,9 +109,6 @@ class EvalReconConfig:
     """The row that paired differences are taken to."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Sampling seeds, whose mean is the value of an image."""
-    batch_size: int = 8
-    device: str | None = None
-    """cpu or cuda. null is the GPU if there is one."""
     pictures: int = 8
     """Images in the picture grid."""
     metric_weights: dict[str, str] = field(default_factory=dict)
@@ -80,11 +116,11 @@ class EvalReconConfig:
     files), clip_i, dino_distance (folders in transformers' form), rfid, kid (torch-fidelity's Inception)."""
 
     def __post_init__(self) -> None:
-        check_run_numbers(self.seeds, self.batch_size)
+        self.check_run(self.seeds)
 
 
 @dataclass
-class ReconstructConfig:
+class ReconstructConfig(Runtime):
     """Pictures of reconstructions."""
 
     model_name: str = "tiny"
@@ -92,14 +128,14 @@ class ReconstructConfig:
     """An image or a folder of images. null is the built-in photographs."""
     output_dir: str = "outputs/reconstruct"
     image_size: int = 256
+    render_size: int | None = None
+    """Side at which diffusion draws, before its images are resized. null is the side that the diffusion model was trained for."""
     components: Components = field(default_factory=Components)
     seed: int = 0
-    batch_size: int = 8
-    device: str | None = None
 
     def __post_init__(self) -> None:
-        EvalData(self.input, self.image_size)  # the same rule for the size
-        check_run_numbers([self.seed], self.batch_size)
+        EvalData(self.input, self.image_size, render_size=self.render_size)  # the same rules for the sizes
+        self.check_run([self.seed])
 
 
 def check_run_numbers(seeds: Sequence[int], batch_size: int) -> None:
@@ -114,7 +150,6 @@ SCORES = ("pickscore", "image_reward", "hps_v2", "hps_v21", "clip_score", "probe
 """Scores of an image and its caption, in order of preference: the first available one decides `win_rate`."""
 REAL = "identity"
 ALIGNMENT_ROWS = (REAL, "semantic_only", "guide_only", "hybrid", "hybrid_wrong_semantics", "unrelated")
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -134,7 +169,7 @@ class PairData(EvalData):
 
 
 @dataclass
-class EvalAlignmentConfig:
+class EvalAlignmentConfig(Runtime):
     """The table of scores of decoded images against captions."""
 
     model_name: str = "tiny"
@@ -144,6 +179,7 @@ class EvalAlignmentConfig:
     tokenizers: list[str] | None = None
     """Rows by name, as in eval_recon. null is the real image, the controls, the hybrid and all of `baselines`."""
     baselines: dict[str, str] = field(default_factory=dict)
+    """Baselines by name and the folder or file of their weights."""
     score_weights: dict[str, str] = field(default_factory=dict)
     """Where the weights of scores are. pickscore, clip_score: a folder in transformers' form, a hub id, or `hub`. hps_v2,
     hps_v21, image_reward: a file, folder, hub id, or `hub`. probe_score: a folder that train_probe.py wrote; without it,
@@ -157,21 +193,15 @@ class EvalAlignmentConfig:
     compare_to: str = "hybrid"
     """The row that paired differences are taken to."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    batch_size: int = 8
-    device: str | None = None
-    dtype: str = "float32"
-    """Of the scores' networks: float32 or bfloat16."""
     pictures: int = 4
     """Images in the picture grid."""
 
     def __post_init__(self) -> None:
-        check_run_numbers(self.seeds, self.batch_size)
+        self.check_run(self.seeds)
         if unknown := sorted(set(self.score_weights) - set(SCORES)):
             raise HybridTokenizerError(f"score_weights names {', '.join(unknown)}; use some of {', '.join(SCORES)}")
         if self.rank_by is not None and self.rank_by not in SCORES:
             raise HybridTokenizerError(f"rank_by={self.rank_by!r} is no score; use one of {', '.join(SCORES)}")
-        if self.dtype not in DTYPES:
-            raise HybridTokenizerError(f"dtype={self.dtype!r} is unknown; use {' or '.join(DTYPES)}")
 
     def row_names(self) -> list[str]:
         """The rows of the table, the real image first."""
@@ -200,7 +230,7 @@ NO_DAMAGE = Damage("tokens", 0.0)
 
 
 @dataclass
-class CorrectionConfig:
+class CorrectionConfig(Runtime):
     """Damages to the guide, and the methods that decode each damaged guide. The undamaged guide is always measured too."""
 
     model_name: str = "tiny"
@@ -217,14 +247,13 @@ class CorrectionConfig:
     """bicubic, super_resolution, hybrid, or a variant such as hybrid@s0.6. null is bicubic, super_resolution if `baselines`
     names its weights, and hybrid."""
     baselines: dict[str, str] = field(default_factory=dict)
+    """Baselines by name and the folder or file of their weights."""
     pictures: int = 2
     """Photographs in the picture."""
     seed: int = 0
-    batch_size: int = 8
-    device: str | None = None
 
     def __post_init__(self) -> None:
-        check_run_numbers([self.seed], self.batch_size)
+        self.check_run([self.seed])
         for name, most in (("token_shares", 1.0), ("elastic", 0.5), ("rotations", 180.0)):
             values = getattr(self, name)
             if any(not 0 < abs(value) <= most for value in values) or len(set(values)) < len(values):
@@ -239,7 +268,7 @@ class CorrectionConfig:
 
 
 @dataclass
-class DecodeSweepConfig:
+class DecodeSweepConfig(Runtime):
     """The grid of decode options, and how much PSNR the recommendation may give up."""
 
     model_name: str = "tiny"
@@ -249,19 +278,19 @@ class DecodeSweepConfig:
     starts: list[str] = field(default_factory=lambda: ["ddim_inversion", "add_noise"])
     """ddim_inversion, add_noise, and for decoders with a linear estimate, such as that of `tiny`, linear_estimate."""
     strengths: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.6, 0.8])
+    """Strengths to measure."""
     steps: list[int] = field(default_factory=lambda: [10, 20])
     """Steps of the whole schedule."""
     guidance_scales: list[float] = field(default_factory=lambda: [1.0, 2.0])
+    """Guidance scales to measure."""
     inversion_conditions: list[str] = field(default_factory=lambda: ["generation"])
     """They apply to ddim_inversion only."""
     psnr_margin: float = 0.5
     """dB below the best setting's PSNR. Of the settings within it, the one with the smallest distance is recommended."""
     seed: int = 0
-    batch_size: int = 8
-    device: str | None = None
 
     def __post_init__(self) -> None:
-        check_run_numbers([self.seed], self.batch_size)
+        self.check_run([self.seed])
         if self.psnr_margin < 0:
             raise HybridTokenizerError(f"psnr_margin={self.psnr_margin} must be at least 0; 0 takes the best PSNR")
         for name in ("starts", "strengths", "steps", "guidance_scales", "inversion_conditions"):
@@ -298,7 +327,7 @@ FIGURES = ("2", "3", "4", "5")
 
 
 @dataclass
-class FiguresConfig:
+class FiguresConfig(Runtime):
     """The paper's Figures 2 to 5, drawn for the first usable `data.max_images` photographs in sorted order."""
 
     figure: str = "all"
@@ -315,11 +344,9 @@ class FiguresConfig:
     guides: list[str] = field(default_factory=list)
     """Folders of further guide tokenizers, each a further column of Figures 3 to 5."""
     seed: int = 0
-    batch_size: int = 8
-    device: str | None = None
 
     def __post_init__(self) -> None:
-        check_run_numbers([self.seed], self.batch_size)
+        self.check_run([self.seed])
         if self.figure not in (*FIGURES, "all"):
             raise HybridTokenizerError(
                 f"figure={self.figure!r} is none of the paper's; use {', '.join(FIGURES)} or all"
@@ -331,7 +358,7 @@ class FiguresConfig:
 
 
 @dataclass
-class GuideRatesConfig:
+class GuideRatesConfig(Runtime):
     """Guides of several sizes against their bits."""
 
     model_name: str = "tiny"
@@ -349,13 +376,11 @@ class GuideRatesConfig:
     """Folders of images that count the use of the codebooks."""
     max_train_images: int | None = 1000
     """Of each of these folders."""
-    batch_size: int = 8
     pictures: int = 6
     """Images in the picture grid."""
-    device: str | None = None
 
     def __post_init__(self) -> None:
-        check_run_numbers([0], self.batch_size)
+        self.check_run([0])
         if any("@" in name for name in self.guides):
             raise HybridTokenizerError(
                 f"guides={list(self.guides)}: a name must not contain '@', which marks a prefix; rename the guide"

@@ -187,6 +187,11 @@ class HybridRow:
         self.options = options
         self.deterministic = use_guide and hybrid.diffusion.config.decode_defaults.override(**options).deterministic
 
+    @property
+    def render_size(self) -> int | None:
+        """The side at which diffusion draws; None draws at the size asked for."""
+        return self.hybrid.render_size
+
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None) -> BranchTokens:
         """The indices that this row decodes from."""
@@ -252,6 +257,11 @@ class GuideOfHybrid(HybridRow):
             hybrid, name, use_semantic=False, guide_scales=guide_scales, search_steps=search_steps, found=found
         )
         self.deterministic = True
+
+    @property
+    def render_size(self) -> None:
+        """Nothing is drawn."""
+        return None
 
     def decode(
         self, tokens: BranchTokens, size: tuple[int, int], generator: torch.Generator | None = None

@@ -1,10 +1,14 @@
 """Reference images of an evaluation: square crops in a fixed order. Unusable files are skipped and listed."""
 
 import hashlib
+import math
 import os
+import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,18 +39,57 @@ class EvalBatch(NamedTuple):
     next_images: Float[Tensor, "b 3 r r"]
 
 
+class Crops:
+    """8-bit crops by name: in memory up to `most_bytes`, the others in a temporary file that ends with the process.
+
+    Without room for the file the others are not kept, and their images are read again.
+    """
+
+    def __init__(self, most_bytes: int = CACHE_BYTES):
+        self.most_bytes = most_bytes
+        self._in_memory: dict[str, UInt8[Tensor, "3 r r"]] = {}
+        self._in_file: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._file: IO[bytes] | None = None
+        self._has_room = True
+
+    def keep(self, name: str, levels: UInt8[Tensor, "3 r r"]) -> None:
+        """Keep a crop that may be asked for again."""
+        if (len(self._in_memory) + 1) * levels.nbytes <= self.most_bytes:
+            self._in_memory[name] = levels
+        elif self._has_room:
+            try:
+                self._file = self._file or tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as the crops are
+                place = self._file.seek(0, os.SEEK_END)
+                if self._file.write(levels.numpy().tobytes()) < levels.nbytes:
+                    raise OSError("no space left")
+                self._in_file[name] = (place, tuple(levels.shape))
+            except OSError:
+                self._has_room = False
+
+    def get(self, name: str) -> UInt8[Tensor, "3 r r"] | None:
+        """The crop, None where it was not kept."""
+        if name in self._in_memory:
+            return self._in_memory[name]
+        if name not in self._in_file or self._file is None:
+            return None
+        place, shape = self._in_file[name]
+        pixels = os.pread(self._file.fileno(), math.prod(shape), place)
+        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(shape)
+
+
 class EvalImages:
     """Square references in the given order: the shorter side resized to `size`, then the centre cropped.
 
     The constructor reads every image once. Each unusable one is reported through `say` as `skipped PATH: reason` and kept in
-    `skipped`. References stay in memory up to `CACHE_BYTES`; the others are read again when needed. In a distributed run
-    only the first process reports.
+    `skipped`. The crops are kept, see `Crops`, so that no row decodes a file again. In a distributed run only the first
+    process reports.
 
     Args:
         names: the images' names: paths relative to `root` where there is one. `sources` keeps those that were usable, and
             `names` has them as results show them, with escapes for control characters and for bytes that are not UTF-8.
         read: returns the RGB image of a name, or raises `UnreadableImage`.
         max_images: take only the first usable ones.
+        num_workers: threads that read ahead, at first. 0 reads one after the other.
     """
 
     def __init__(
@@ -57,6 +100,7 @@ class EvalImages:
         *,
         root: Path = Path(),
         max_images: int | None = None,
+        num_workers: int = 0,
         say: Callable[[str], None] = tqdm.write,
         progress: bool = True,
     ):
@@ -66,23 +110,28 @@ class EvalImages:
         self.sources: list[str] = []
         self.skipped: list[dict[str, str]] = []
         self._read, self._root = read, root
-        self._cache: dict[str, UInt8[Tensor, "3 r r"]] = {}
+        self._crops = Crops(CACHE_BYTES)
         pixels = hashlib.sha256()
-        for name in tqdm(names, desc="reading images", unit="image", disable=not (progress and leads), leave=False):
+        read_names = in_order(self._crop_or_reason, names, num_workers)
+        shown = tqdm(
+            total=len(names), desc="reading images", unit="image", disable=not (progress and leads), leave=False
+        )
+        for name in names:
             if len(self.names) == max_images:
                 break
-            try:
-                levels = self._crop(name)
-            except UnreadableImage as error:
-                self.skipped.append({"path": error.name, "reason": error.reason})
+            levels = next(read_names)
+            shown.update()
+            if isinstance(levels, UnreadableImage):
+                self.skipped.append({"path": levels.name, "reason": levels.reason})
                 if leads:
-                    say(f"skipped {error.name}: {error.reason}")
+                    say(f"skipped {levels.name}: {levels.reason}")
                 continue
             self.names.append(printable(name))
             self.sources.append(name)
             pixels.update(levels.numpy().tobytes())
-            if (len(self._cache) + 1) * levels.nbytes <= CACHE_BYTES:
-                self._cache[name] = levels
+            self._crops.keep(name, levels)
+        shown.close()
+        read_names.close()
         if not self.names:
             raise HybridTokenizerError(
                 f"none of the {len(names)} image(s) under {self._root} can be used, each is listed above with its reason; "
@@ -134,7 +183,8 @@ class EvalImages:
 
     def __getitem__(self, index: int) -> Float[Tensor, "3 r r"]:
         name = self.sources[index]
-        return from_uint8(self._cache[name] if name in self._cache else self._crop(name))
+        kept = self._crops.get(name)
+        return from_uint8(self._crop(name) if kept is None else kept)
 
     def batches(self, batch_size: int) -> Iterator[EvalBatch]:
         """All images in order. The last image's next is the first; a single image's next is a built-in photograph."""
@@ -158,6 +208,12 @@ class EvalImages:
         crops = (from_uint8(_levels(photograph, self.size)) for photograph in sample_photographs().values())
         return next(crop for crop in crops if not torch.equal(crop, self[0]))
 
+    def _crop_or_reason(self, name: str) -> UInt8[Tensor, "3 r r"] | UnreadableImage:
+        try:
+            return self._crop(name)
+        except UnreadableImage as error:
+            return error
+
     def _crop(self, name: str) -> UInt8[Tensor, "3 r r"]:
         image = self._read(name)
         if min(image.size) < self.size / 4:  # a score would mostly measure the enlargement
@@ -170,7 +226,25 @@ class EvalImages:
 
 def open_images(data: EvalData, **options: Any) -> EvalImages:
     """The images of a configuration. Options as for EvalImages."""
-    return EvalImages.open(data.root, data.image_size, data.verify, max_images=data.max_images, **options)
+    options |= {"max_images": data.max_images, "num_workers": data.num_workers}
+    return EvalImages.open(data.root, data.image_size, data.verify, **options)
+
+
+def in_order(function: Callable[[str], Any], names: Sequence[str], num_workers: int) -> Iterator[Any]:
+    """What `function` makes of each name, in their order, by threads that run a few names ahead."""
+    if not num_workers:
+        yield from map(function, names)
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting = deque(pool.submit(function, name) for name in names[: 2 * num_workers])
+        try:
+            for name in names[2 * num_workers :]:
+                yield waiting.popleft().result()
+                waiting.append(pool.submit(function, name))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _levels(image: Image.Image, size: int) -> UInt8[Tensor, "3 r r"]:

@@ -18,7 +18,7 @@ from hybrid_tokenizer.devices import gather_over_ranks, rank_and_world_size
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.config import check_run_numbers
 from hybrid_tokenizer.evaluation.images import EvalBatch, EvalImages
-from hybrid_tokenizer.evaluation.measures import Measure
+from hybrid_tokenizer.evaluation.measures import Measure, forget_references
 from hybrid_tokenizer.evaluation.summary import Evaluation, list_per_image, paired_differences, summarize
 from hybrid_tokenizer.images import check_range, resize_area, resize_bicubic, to_uint8
 from hybrid_tokenizer.metrics.codebook import CodebookUse
@@ -95,6 +95,7 @@ def evaluate(
     - `deterministic` (true): it runs under the first seed only, which stands for all of them;
     - `native_size`: the crop is resized to that size and the output is resized back; the row says so;
     - `reference_size`: it decodes to that size and is compared to the area-resized image;
+    - `render_size`: its diffusion model draws at that size, and the output is resized; the row has it;
     - that it is a module: it is moved to `device`.
 
     In a distributed run every process takes its share of the batches, which may be none, and all return the same.
@@ -124,6 +125,8 @@ def evaluate(
         if row[name] is None:
             row[f"{name}_note"] = "needs at least two images"
     row |= {"seeds": list(seeds), "deterministic": deterministic}
+    if (drawn := getattr(tokenizer, "render_size", None)) is not None:
+        row["render_size"] = drawn
     if deterministic and "psnr" in tally.values:
         row["psnr_std"] = 0.0
     if tally.codebooks:
@@ -204,6 +207,7 @@ def evaluate_rows(
             if store is not None and rank == 0:
                 store.write(tokenizer.name, done)
         evaluations.append(done)
+    forget_references()
     by_name = {done.row["method"]: done for done in evaluations}
     for tokenizer, done in zip(tokenizers, evaluations, strict=True):
         other = getattr(tokenizer, "compare_to", compare_to)

@@ -69,26 +69,51 @@ class WithWeights(NamedTuple):
         return Column(self.name, self.heading, f".{self.digits}f")
 
 
+class Loaded(NamedTuple):
+    """A feature network, and the features of references that the rows of a table share."""
+
+    network: perceptual.FeatureDistance
+    kept: perceptual.KeptFeatures
+
+
+LOADED: list[Loaded] = []
+
+
+def _load(network: perceptual.FeatureDistance) -> Loaded:
+    LOADED.append(Loaded(network, perceptual.KeptFeatures()))
+    return LOADED[-1]
+
+
+def forget_references() -> None:
+    """Give up the features of references, once the rows that share them are measured."""
+    for loaded in LOADED:
+        loaded.kept.clear()
+
+
 @functools.cache
-def _efficientnet(name: str, device: torch.device) -> perceptual.EfficientNetDistance:
-    return perceptual.EfficientNetDistance(name).to(device)
+def _efficientnet(name: str, device: torch.device) -> Loaded:
+    return _load(perceptual.EfficientNetDistance(name).to(device))
 
 
 def efficientnet(name: str) -> Function:
     """The feature distance of an EfficientNet-lite, whose weights are loaded at the first call."""
-    return lambda images, references: perceptual.feature_distance(
-        _efficientnet(name, images.device), images, references
-    )
+
+    def distance(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+        network, kept = _efficientnet(name, images.device)
+        return perceptual.feature_distance(network, images, references, kept)
+
+    return distance
 
 
 @functools.cache
-def _squeezenet(device: torch.device) -> perceptual.SqueezeNetDistance:
-    return perceptual.SqueezeNetDistance().to(device)
+def _squeezenet(device: torch.device) -> Loaded:
+    return _load(perceptual.SqueezeNetDistance().to(device))
 
 
 def squeezenet(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """The feature distance of SqueezeNet, whose weights are loaded at the first call."""
-    return perceptual.feature_distance(_squeezenet(images.device), images, references)
+    network, kept = _squeezenet(images.device)
+    return perceptual.feature_distance(network, images, references, kept)
 
 
 # `tiny` is trained and searches with lite0, and its decode options were chosen with lite1. lite2 had no part in either, so

@@ -59,6 +59,14 @@ def open_pairs(data: PairData, **options: Any) -> Pairs:
         captions[name] = pick_caption(item_captions(by_name[name]), name, data.caption_seed)
         return open_item(by_name[name], data.verify)
 
-    images = EvalImages(list(by_name), read, data.image_size, root=folder, max_images=data.max_images, **options)
+    images = EvalImages(
+        list(by_name),
+        read,
+        data.image_size,
+        root=folder,
+        max_images=data.max_images,
+        num_workers=data.num_workers,
+        **options,
+    )
     images.skipped[:0] = [{"path": row.where, "reason": row.reason} for row in rows]
     return Pairs(images, [captions[name] for name in images.sources])

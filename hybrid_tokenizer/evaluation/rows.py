@@ -8,6 +8,7 @@ A variant is a row's name, `@`, and parts joined by commas:
     s0.4  n50  g3  eta0.5  fixed2                 strength, steps, guidance scale, eta, fixed-point iterations
     generation  null                              condition of the inversion
     ddim  lcm                                     sampler
+    paper  balanced                               `diffusion.config.DECODE_PRESETS`, alone
 
 `hybrid` takes them all. `guide_only` and `guide_of_hybrid` do not decode through diffusion and take the first two.
 """
@@ -23,7 +24,7 @@ from hybrid_tokenizer.baselines.loading import load_baseline
 from hybrid_tokenizer.baselines.registry import BASELINES
 from hybrid_tokenizer.devices import rank_and_world_size
 from hybrid_tokenizer.diffusion import DecodeOverrides
-from hybrid_tokenizer.diffusion.config import INVERSION_CONDITIONS, SAMPLERS, STARTS
+from hybrid_tokenizer.diffusion.config import DECODE_PRESETS, INVERSION_CONDITIONS, SAMPLERS, STARTS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.controls import FoundGuides, GuideOfHybrid, GuideOnly, HybridRow, control_rows
 from hybrid_tokenizer.evaluation.super_resolution import LEFT_OUT, NAME, SuperResolution, load_upscaler
@@ -47,7 +48,7 @@ WORDS = {"start": STARTS, "inversion_condition": INVERSION_CONDITIONS, "sampler"
 OF_THE_GUIDE = {"guide_scales", "search_steps"}
 EXAMPLES = (
     "use a number of guide tokens, search8 (steps of search), s0.4 (strength), n50 (steps), g3 (guidance), eta0.5, fixed2 "
-    f"(fixed-point iterations), {', '.join(word for words in WORDS.values() for word in words)}, joined by commas"
+    f"(fixed-point iterations), {', '.join(word for words in WORDS.values() for word in words)}, joined by commas; or {' or '.join(DECODE_PRESETS)} alone"
 )
 
 
@@ -108,11 +109,15 @@ def default_variants(hybrid: HybridTokenizer) -> list[str]:
     """The variants of `hybrid` that its table shows without being asked, by name.
 
     A decoder that starts from a linear estimate also stands there as the paper decodes: by DDIM inversion under the
-    generation embeddings, at the decoder's own strength and steps.
+    generation embeddings, at the decoder's own strength and steps. Stable Diffusion stands there under each of its named
+    options that are not its defaults.
     """
-    if hybrid.diffusion.config.decode_defaults.start != "linear_estimate":
+    config = hybrid.diffusion.config
+    if config.decode_defaults.start == "linear_estimate":
+        return [variant_name(hybrid, HYBRID, start="ddim_inversion", inversion_condition="generation")]
+    if config.vae_class != "AutoencoderKL":
         return []
-    return [variant_name(hybrid, HYBRID, start="ddim_inversion", inversion_condition="generation")]
+    return [f"{VARIANT}{name}" for name, options in DECODE_PRESETS.items() if options != config.decode_defaults]
 
 
 def hybrid_row(
@@ -136,6 +141,8 @@ def is_variant(name: str) -> bool:
 def variant_row(hybrid: HybridTokenizer, name: str, found: FoundGuides | None = None) -> HybridRow:
     """The row of a variant's name, whose parts may stand in any order."""
     base, at, parts = name.partition("@")
+    if base == HYBRID and parts in DECODE_PRESETS:
+        return HybridRow(hybrid, name, found=found, **vars(DECODE_PRESETS[parts]))
     settings = read_parts(hybrid, name, parts) if at else {}
     if base == HYBRID:
         return hybrid_row(hybrid, found=found, **settings)

@@ -15,6 +15,7 @@ from hybrid_tokenizer.metrics.statistics import bootstrap_interval
 COST = (
     Column("num_tokens", "tokens", ".0f"),
     Column("bits", "bits", ".0f"),
+    Column("render_size", "drawn at, px", ".0f"),
     Column("seconds_per_image", "s/image", ".3f"),
     Column("n", "n", ".0f"),
 )

@@ -31,7 +31,7 @@ from hybrid_tokenizer.hybrid.pictures import (
     to_output,
 )
 from hybrid_tokenizer.hybrid.search import decoded_losses
-from hybrid_tokenizer.images import check_computed
+from hybrid_tokenizer.images import check_computed, resize_bicubic
 from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
@@ -74,6 +74,8 @@ class HybridTokenizer(Branches):
         self.name = name
         self.search_steps = check_search_steps(search_steps)
         self.card: str | None = None
+        self.render_size: int | None = None
+        """The shorter side, in pixels, at which diffusion draws; its images are then resized. None draws at the size asked for."""
 
     def __repr__(self) -> str:
         tokens = sum(height * width for height, width in self.guide.guide_scale_sizes((self.native_size,) * 2))
@@ -268,15 +270,29 @@ class HybridTokenizer(Branches):
         generators = image_generators(read, generator)
         if semantic_embeds is None and semantic_indices is not None:
             semantic_embeds = self.embed(semantic_indices)
+        guide = None if guide_indices is None else self.decode_guide(guide_indices, image_size)
+        return self.render(guide, semantic_embeds, size or image_size, generators, progress=progress, **options)
+
+    def render(
+        self,
+        guide_images: Float[Tensor, "b 3 gh gw"] | None,
+        semantic_embeds: Float[Tensor, "_ n d"] | None,
+        size: tuple[int, int],
+        generators: list[torch.Generator],
+        *,
+        progress: bool = False,
+        **options: Unpack[DecodeOverrides],
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Diffusion from guide images and embeddings, at `render_size`, then bicubic to `size`."""
+        drawn = size
+        if self.render_size is not None:
+            factor = self.diffusion.config.vae_factor
+            drawn = tuple(max(1, round(side * self.render_size / min(size) / factor)) * factor for side in size)
         images = self.diffusion.decode(
-            None if guide_indices is None else self.decode_guide(guide_indices, image_size),
-            semantic_embeds,
-            size or image_size,
-            generator=generators,
-            progress=progress,
-            **options,
+            guide_images, semantic_embeds, drawn, generator=generators, progress=progress, **options
         )
-        return check_computed(images, "diffusion")
+        images = check_computed(images, "diffusion")
+        return images if drawn == tuple(size) else resize_bicubic(images, size).clamp(-1, 1)
 
     def semantic_embeds(self, tokens: HybridTokens) -> Float[Tensor, "b n d"]:
         """The generation embeddings of tokens: what the decoder reads of their semantic indices.

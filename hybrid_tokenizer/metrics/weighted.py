@@ -5,13 +5,14 @@ torch-fidelity's Inception (`pt_inception-2015-12-05-6726825d.pth`), and CLIP-I 
 form.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -114,32 +115,38 @@ class Frechet:
     processes call `compute` and get the same values.
     """
 
-    def __init__(self, network: nn.Module, names: list[str], device: torch.device | str):
+    def __init__(self, features: "InceptionFeatures", names: list[str], device: torch.device | str):
         try:
             from torchmetrics.image.fid import FrechetInceptionDistance
             from torchmetrics.image.kid import KernelInceptionDistance
         except ImportError:
             raise needs("torchmetrics") from None
         self.names, self.device = names, device
+        self.features = features
+        # the metrics get features in place of images
+        given = nn.Identity()
+        given.num_features = features.network.num_features
         self.firsts: list[int] = []
         self.metrics: dict[str, Any] = {}
         if "rfid" in names:
-            self.metrics["rfid"] = FrechetInceptionDistance(feature=network).set_dtype(torch.float64).to(device)
+            self.metrics["rfid"] = FrechetInceptionDistance(feature=given).set_dtype(torch.float64).to(device)
             self.metrics[
                 "rfid"
             ].orig_dtype = torch.float64  # torchmetrics sets it in `update`, which may never be called
         if "kid" in names:
             # torchmetrics gathers one tensor per batch, and deadlocks if another process had fewer batches
             self.metrics["kid"] = KernelInceptionDistance(
-                feature=network, subset_size=KID_SUBSET, sync_on_compute=False
+                feature=given, subset_size=KID_SUBSET, sync_on_compute=False
             ).to(device)
 
     def update(self, images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"], first: int) -> None:
         """Add a batch. `first` is the position of its first image in the set."""
         self.firsts.append(first)
+        real = self.features.of_references(to_uint8(references).to(self.device))
+        made = self.features(to_uint8(images).to(self.device))
         for metric in self.metrics.values():
-            metric.update(to_uint8(references).to(self.device), real=True)
-            metric.update(to_uint8(images).to(self.device), real=False)
+            metric.update(real, real=True)
+            metric.update(made, real=False)
 
     def compute(self, count: int) -> dict[str, float | None]:
         """The values over all `count` images of the set; None under two images. KID is the mean over seeded subsets."""
@@ -170,6 +177,26 @@ class Frechet:
         return kid
 
 
+class InceptionFeatures:
+    """Inception's features. Those of the references, 8 KB per image, are kept, since every row has the same references."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self._kept: dict[bytes, Tensor] = {}
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
+        """Computed."""
+        return self.network(images)
+
+    def of_references(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
+        """Computed for batches that were not met before."""
+        pixels = images.cpu().contiguous()
+        key = hashlib.sha256(repr(tuple(images.shape)).encode() + pixels.numpy().tobytes()).digest()
+        if key not in self._kept:
+            self._kept[key] = self.network(images).cpu()
+        return self._kept[key].to(images.device)
+
+
 def of_a_set(weights: Mapping[str, str], device: torch.device | str) -> Callable[[], Frechet] | None:
     """A function that creates a new accumulator for rFID and KID, whichever `weights` names. None if it names neither."""
     names = [name for name in ("rfid", "kid") if name in weights]
@@ -180,8 +207,8 @@ def of_a_set(weights: Mapping[str, str], device: torch.device | str) -> Callable
         raise HybridTokenizerError(
             f"rfid and kid have different files ({', '.join(sorted(files))}); give the same to both"
         )
-    network = inception(Path(files.pop())).to(device)
-    return lambda: Frechet(network, names, device)
+    features = InceptionFeatures(inception(Path(files.pop())).to(device))
+    return lambda: Frechet(features, names, device)
 
 
 def inception(file: Path) -> nn.Module:

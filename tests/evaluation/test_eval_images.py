@@ -26,6 +26,33 @@ def bad_folder(tmp_path):
     return write_bad_folder(tmp_path / "bad")
 
 
+def test_crops_beyond_memory_lie_in_a_file_and_without_room_are_read_again(monkeypatch):
+    reads = []
+    photographs = sample_photographs()
+
+    def read(name):
+        reads.append(name)
+        return photographs[name]
+
+    whole = EvalImages(list(photographs), read, 32, progress=False)
+    expected = [whole[i] for i in range(len(whole))]
+    assert len(reads) == len(photographs)
+    monkeypatch.setattr("hybrid_tokenizer.evaluation.images.CACHE_BYTES", 3 * 32 * 32 * 2)
+    reads.clear()
+    spilled = EvalImages(list(photographs), read, 32, progress=False)
+    assert all(torch.equal(spilled[i], expected[i]) for _ in range(2) for i in reversed(range(len(spilled))))
+    assert len(reads) == len(photographs)
+
+    def full(**options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("hybrid_tokenizer.evaluation.images.tempfile.TemporaryFile", full)
+    reads.clear()
+    again = EvalImages(list(photographs), read, 32, progress=False)
+    assert all(torch.equal(again[i], expected[i]) for i in range(len(again)))
+    assert len(reads) == 2 * len(photographs) - 2
+
+
 def test_references_are_the_centre_squares_and_survive_a_full_cache(monkeypatch, images):
     photographs = sample_photographs()
     torch.testing.assert_close(images[0], from_pil(fit_square(photographs["astronaut"], 32)))

@@ -6,10 +6,12 @@ from helpers.small_models import noise_images
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation import measures
-from hybrid_tokenizer.evaluation.images import EvalBatch
+from hybrid_tokenizer.evaluation.controls import LosslessGuide, Unrelated
+from hybrid_tokenizer.evaluation.images import EvalBatch, EvalImages
+from hybrid_tokenizer.evaluation.loop import evaluate_rows
 from hybrid_tokenizer.evaluation.measures import METRICS, Metric, default_metrics, metrics_named, unavailable_metrics
 from hybrid_tokenizer.evaluation.studies import recon
-from hybrid_tokenizer.perceptual import EfficientNetDistance, feature_distance
+from hybrid_tokenizer.perceptual import EfficientNetDistance, SqueezeNetDistance, feature_distance
 
 
 def test_every_measure_has_a_column_and_a_value_per_image():
@@ -39,6 +41,22 @@ def test_feature_networks_are_loaded_once(monkeypatch):
     assert torch.equal(first, expected)
     monkeypatch.setattr(measures.perceptual, "EfficientNetDistance", None)
     assert torch.equal(metric.function(images, images * 0.5), first)
+
+
+def test_rows_share_the_references_features_and_then_give_them_up(monkeypatch):
+    images = EvalImages.from_samples(32, max_images=2, progress=False)
+    (metric,) = metrics_named("squeezenet_distance")
+    metric.function(noise_images(1, 32, 32), noise_images(1, 32, 32))
+    loaded = next(one for one in measures.LOADED if isinstance(one.network, SqueezeNetDistance))
+    loaded.kept.clear()
+    seen, compute = [], loaded.network.features
+    monkeypatch.setattr(loaded.network, "features", lambda batch: seen.append(len(batch)) or compute(batch))
+    evaluate_rows([LosslessGuide(8), LosslessGuideToo(16), Unrelated()], images, [metric], progress=False)
+    assert sum(seen) == 2 + 3 * 2 and loaded.kept.bytes == 0
+
+
+class LosslessGuideToo(LosslessGuide):
+    name = "another"
 
 
 def test_without_its_package_squeezenet_is_listed_as_lacking(monkeypatch):

@@ -1,9 +1,10 @@
 import pytest
 from helpers.small_models import small_hybrid
 
+from hybrid_tokenizer.diffusion import DecodeOptions
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.controls import GuideOfHybrid, GuideOnly, HybridRow
-from hybrid_tokenizer.evaluation.rows import hybrid_row, rows_by_name, variant_row
+from hybrid_tokenizer.evaluation.rows import default_variants, hybrid_row, rows_by_name, variant_row
 
 CONTROLS = [
     "identity", "unrelated", "lossless_guide", "guide_only", "semantic_only", "semantic_only_wrong_semantics",
@@ -31,6 +32,23 @@ def test_a_decoder_with_a_start_of_its_own_stands_beside_the_papers_inversion():
     options = hybrid.diffusion.config.decode_defaults.override(**rows[name].options)
     assert options.start == "ddim_inversion" and options.inversion_condition == "generation"
     assert options.strength == 0.4 and options.deterministic and rows[name].deterministic
+
+
+def test_stable_diffusion_stands_under_each_of_its_named_options():
+    hybrid = small_hybrid(start="ddim_inversion")
+    paper, balanced = (variant_row(hybrid, f"hybrid@{name}") for name in ("paper", "balanced"))
+    assert (paper.options["strength"], paper.options["num_inference_steps"], paper.options["guidance_scale"]) == (
+        1,
+        50,
+        7.5,
+    )
+    assert paper.options["start"] == "ddim_inversion" and paper.options["inversion_condition"] == "generation"
+    assert balanced.options == vars(DecodeOptions())
+    assert default_variants(hybrid) == []
+    hybrid.diffusion.config.vae_class = "AutoencoderKL"
+    assert default_variants(hybrid) == ["hybrid@paper", "hybrid@balanced"]
+    hybrid.diffusion.config.decode_defaults = DecodeOptions()
+    assert default_variants(hybrid) == ["hybrid@paper"]
 
 
 @pytest.mark.parametrize(

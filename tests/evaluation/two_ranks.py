@@ -13,7 +13,7 @@ from hybrid_tokenizer.evaluation.controls import HybridRow
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate
 from hybrid_tokenizer.evaluation.measures import metrics_named
-from hybrid_tokenizer.metrics.weighted import Frechet
+from hybrid_tokenizer.metrics.weighted import Frechet, InceptionFeatures
 
 
 class Pooled(torch.nn.Module):
@@ -26,7 +26,7 @@ class Pooled(torch.nn.Module):
 
 
 def set_measures():
-    return Frechet(Pooled(), ["rfid", "kid"], "cpu")
+    return Frechet(InceptionFeatures(Pooled()), ["rfid", "kid"], "cpu")
 
 
 def rows_of_few_images():

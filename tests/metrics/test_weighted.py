@@ -94,6 +94,25 @@ def test_rfid_and_kid_of_a_set(monkeypatch, tmp_path):
         of_a_set({"rfid": "a", "kid": "b"}, "cpu")
 
 
+def test_references_go_through_the_network_once_for_all_rows_and_both_measures(monkeypatch):
+    seen = []
+
+    class Counting(Pooled):
+        def forward(self, images):
+            seen.append(len(images))
+            return super().forward(images)
+
+    monkeypatch.setattr("hybrid_tokenizer.metrics.weighted.inception", lambda file: Counting())
+    new = of_a_set({"rfid": "file", "kid": "file"}, "cpu")
+    references = torch.rand(6, 3, 16, 16) * 2 - 1
+    rows = [new(), new(), new()]
+    for row in rows:
+        for first in (0, 3):
+            row.update(references[first : first + 3] * 0.5, references[first : first + 3], first)
+    assert sum(seen) == 6 + 3 * 6
+    assert rows[0].compute(6) == rows[2].compute(6)
+
+
 def test_rows_have_them(monkeypatch, tmp_path):
     monkeypatch.setattr("hybrid_tokenizer.metrics.weighted.inception", lambda file: Pooled())
     Dinov2Model(Dinov2Config(**SIZES)).save_pretrained(tmp_path)

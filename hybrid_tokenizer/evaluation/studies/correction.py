@@ -137,7 +137,7 @@ def _renderer(tokenizer: HybridTokenizer, name: str, baselines: Mapping[str, str
         size: tuple[int, int],
     ) -> Float[Tensor, "b 3 h w"]:
         embeds = tokenizer.semantic.decode(tokens.semantic_indices)
-        return tokenizer.diffusion.decode(guide, embeds, size, generator=list(noise), **row.options)
+        return tokenizer.render(guide, embeds, size, list(noise), **row.options)
 
     return diffuse
 

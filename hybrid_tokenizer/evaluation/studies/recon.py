@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hybrid_tokenizer.baselines.registry import BASELINES, FIXED
 from hybrid_tokenizer.checkpoints.files import read_json, write_atomic, write_json
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.measures import METRICS, WITH_WEIGHTS
@@ -26,6 +27,7 @@ from hybrid_tokenizer.images import to_uint8
 
 COLUMNS = (
     *(measure.column for measure in (*METRICS, *WITH_WEIGHTS)),
+    Column("compression_rate", "compression rate"),
     Column("published_psnr", "PSNR, the paper's", ".2f"),
     Column("published_ssim", "SSIM, the paper's", ".3f"),
     *COST,
@@ -45,7 +47,7 @@ def write_recon(
 
     The picture grid shows the first `pictures` images. Returns the Markdown table.
     """
-    rows = [done.row | published_values(done.row) for done in evaluations]
+    rows = [done.row | published_values(done.row) | compression_of(done.row["method"]) for done in evaluations]
     write_json_lines(folder / "per_image.jsonl", [entry for done in evaluations for entry in done.per_image])
     shown = range(min(pictures, len(images)))
     columns = [("original", torch.stack([to_uint8(images[i]) for i in shown]))] if shown else []
@@ -56,6 +58,14 @@ def write_recon(
     write_atomic(folder / "recon_rd.png", draw_rates(rows))
     write_json(folder / "recon.json", {"rows": rows, "provenance": provenance})
     return write_tables(folder)
+
+
+def compression_of(method: str) -> dict[str, str]:
+    """The paper's column for rows whose tokens it counts: other people's tokenizers, and the hybrid and its parts."""
+    if method in BASELINES:
+        return {"compression_rate": BASELINES[method].compression_rate}
+    ours = method.partition("@")[0].startswith(("hybrid", "semantic_only", "guide_only", "guide_of_hybrid"))
+    return {"compression_rate": FIXED} if ours else {}
 
 
 def write_tables(folder: Path) -> str:
