@@ -8,7 +8,7 @@ from fastapi import FastAPI, File
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from hybrid_tokenizer.apps.demo.pictures import MAX_STEPS, DemoTokenizer, Part
+from hybrid_tokenizer.apps.demo.pictures import MAX_SEED, MAX_STEPS, DemoTokenizer, Part
 from hybrid_tokenizer.apps.demo.uploads import MAX_BYTES, read_upload
 from hybrid_tokenizer.apps.web.guard import Access, Limits
 from hybrid_tokenizer.apps.web.pages import WebError, guarded_app
@@ -31,6 +31,7 @@ class Decoding(BaseModel):
     strength: float = Field(ge=0, le=1)
     steps: int = Field(ge=1, le=MAX_STEPS)
     guidance: float = Field(ge=1, le=15)
+    seed: StrictInt = Field(default=0, ge=0, le=MAX_SEED)
 
 
 def demo_app(
@@ -61,17 +62,19 @@ def demo_app(
         return Response(thumbnails[name], media_type="image/jpeg", headers={"cache-control": "private, max-age=86400"})
 
     @app.post("/api/encode/{name}")
-    def encode_sample(name: str) -> dict[str, Any]:
+    def encode_sample(name: str, search: bool = False) -> dict[str, Any]:
         photograph = sample(name)
-        return queue.run(lambda: tokenizer.encode(photograph))
+        return queue.run(lambda: tokenizer.encode(photograph, search))
 
     @app.post("/api/encode")
-    def encode(file: Annotated[bytes, File()]) -> dict[str, Any]:
+    def encode(file: Annotated[bytes, File()], search: bool = False) -> dict[str, Any]:
         # the upload is decoded in the queue too, so that one image at a time is in memory
-        return queue.run(lambda: tokenizer.encode(read_upload(file)))
+        return queue.run(lambda: tokenizer.encode(read_upload(file), search))
 
     @app.post("/api/decode")
     def decode(asked: Decoding) -> dict[str, Any]:
-        return queue.run(lambda: tokenizer.decode(asked.ids, asked.part, asked.strength, asked.steps, asked.guidance))
+        return queue.run(
+            lambda: tokenizer.decode(asked.ids, asked.part, asked.strength, asked.steps, asked.guidance, asked.seed)
+        )
 
     return app

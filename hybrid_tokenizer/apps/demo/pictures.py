@@ -2,6 +2,7 @@
 
 import base64
 import io
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,10 +20,12 @@ from hybrid_tokenizer.tokens import HybridTokens
 Part = Literal["guide", "semantic", "hybrid"]
 MAX_ID = 2**40
 MAX_STEPS = 100
+MAX_SEED = 2**32 - 1
+SEARCH_STEPS = 8
 
 
 class DemoTokenizer:
-    """A tokenizer for square images of its native size. Decoding uses seed 0, so equal ids give equal images."""
+    """A tokenizer for square images of its native size. Equal ids, options and seeds give equal images."""
 
     def __init__(self, tokenizer: HybridTokenizer, text_vocab_size: int = 0):
         self.tokenizer = tokenizer
@@ -44,30 +47,35 @@ class DemoTokenizer:
             "steps": defaults.num_inference_steps,
             "step_choices": [steps for steps in sorted(VALID_NUM_INFERENCE_STEPS) if steps <= MAX_STEPS],
             "guidance": defaults.guidance_scale,
+            "search_steps": SEARCH_STEPS,
         }
 
-    def encode(self, image: Image.Image) -> dict[str, Any]:
-        """The ids with all guide tokens, and the square that was encoded."""
+    def encode(self, image: Image.Image, search: bool = False) -> dict[str, Any]:
+        """The ids with all guide tokens, the square that was encoded, and the seconds that encoding took."""
         square = fit_square(image, self.tokenizer.native_size)
-        tokens = self.tokenizer.encode(square)
-        return {"ids": tokens.to_token_ids(self.vocabulary)[0].tolist(), "picture": as_png(square)}
+        started = time.perf_counter()
+        tokens = self.tokenizer.encode(square, search_steps=SEARCH_STEPS if search else 0)
+        seconds = round(time.perf_counter() - started, 2)
+        return {"seconds": seconds, "ids": tokens.to_token_ids(self.vocabulary)[0].tolist(), "picture": as_png(square)}
 
-    def decode(self, ids: Sequence[int], part: Part, strength: float, steps: int, guidance: float) -> dict[str, Any]:
+    def decode(
+        self, ids: Sequence[int], part: Part, strength: float, steps: int, guidance: float, seed: int = 0
+    ) -> dict[str, Any]:
         """One image. The ids may be those of a nested guide's prefix."""
         if wrong := next((value for value in ids if abs(value) > MAX_ID), None):
             raise HybridTokenizerError(f"id {wrong} is not in this vocabulary; copy the ids again")
         tokens = HybridTokens.from_token_ids(torch.tensor([list(ids)], dtype=torch.int64), self.vocabulary)
-        return {"picture": as_png(to_pil(self._render(tokens, part, strength, steps, guidance)[0]))}
+        return {"picture": as_png(to_pil(self._render(tokens, part, strength, steps, guidance, seed)[0]))}
 
     def _render(
-        self, tokens: HybridTokens, part: Part, strength: float, steps: int, guidance: float
+        self, tokens: HybridTokens, part: Part, strength: float, steps: int, guidance: float, seed: int
     ) -> Float[Tensor, "1 3 h w"]:
         size = tokens.image_size
         if part == "guide":
             return resize_bicubic(self.tokenizer.decode_guide(tokens.guide_indices, size), size).clamp(-1, 1)
         grids = None if part == "semantic" else tokens.guide_indices
         return self.tokenizer.decode_indices(
-            tokens.semantic_indices, grids, size,
+            tokens.semantic_indices, grids, size, torch.Generator().manual_seed(seed),
             strength=strength, num_inference_steps=steps, guidance_scale=guidance,
         )  # fmt: skip
 

@@ -1,18 +1,16 @@
 """Uploaded images, checked against limits before they are decoded."""
 
 import io
+import warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from hybrid_tokenizer.apps.web.pages import WebError
-from hybrid_tokenizer.data.open import DECODER_ERRORS, UnreadableImage, open_rgb
+from hybrid_tokenizer.data.open import DECODER_ERRORS, FORMATS, MIN_SIDE, UnreadableImage, open_rgb
 
 MAX_BYTES = 8 * 2**20
 MAX_PIXELS = 24_000_000
-MIN_SIDE = 16
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Pillow reads more formats, but some of their decoders run other programs and some are hardly tested on hostile files."""
 
 
 def read_upload(data: bytes) -> Image.Image:
@@ -20,8 +18,10 @@ def read_upload(data: bytes) -> Image.Image:
     if len(data) > MAX_BYTES:
         raise WebError(413, f"the image has {len(data)} bytes, over the limit of {MAX_BYTES}; send a smaller one")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:  # reads no pixel
-            width, height = header.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, on damaged metadata
+            with Image.open(io.BytesIO(data), formats=FORMATS) as header:  # reads no pixel
+                width, height = header.size
     except Image.DecompressionBombError:
         raise WebError(413, f"the image is over the limit of {MAX_PIXELS} pixels; send a smaller one") from None
     except UnidentifiedImageError:

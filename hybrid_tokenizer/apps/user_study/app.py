@@ -1,5 +1,6 @@
-"""The voting app: a page, the images, and three calls (join, sheet, vote)."""
+"""The voting app: a page, the images, calls for participants (consent, join, sheet, vote) and the results for its owner."""
 
+import secrets
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,16 +8,17 @@ from fastapi import FastAPI, Header
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from hybrid_tokenizer.apps.user_study.study import Study, picture_path
+from hybrid_tokenizer.apps.user_study.study import Study, picture_path, read_consent
 from hybrid_tokenizer.apps.user_study.votes import Vote, Votes, VoteStands
 from hybrid_tokenizer.apps.web.guard import Access, Limits
-from hybrid_tokenizer.apps.web.pages import WebError, guarded_app
+from hybrid_tokenizer.apps.web.pages import MEDIA_TYPES, WebError, guarded_app
 
 PAGE = Path(__file__).parent / "page"
 LIMITS = Limits(body_bytes=16_384)
 MAX_PARTICIPANTS = 500
 CACHED = {"cache-control": "private, max-age=86400, immutable"}
 Code = Annotated[str, Header(alias="x-participant", max_length=40)]
+Owner = Annotated[str, Header(alias="x-owner", max_length=60)]
 Name = Annotated[str, Field(max_length=40)]
 
 
@@ -39,9 +41,27 @@ def voting_app(
 ) -> FastAPI:
     """The names of the methods never leave the server: images and sets have opaque names."""
     app = guarded_app(PAGE, limits, access)
+    consent, results_page = read_consent(folder), (PAGE / "results.html").read_bytes()
+    all_sets = study.sets if study.trial is None else (*study.sets, study.trial)
     pictures = {
-        name: picture_path(folder, name) for one in study.sets for name in (one.original, *one.candidates.values())
+        name: picture_path(folder, name) for one in all_sets for name in (one.original, *one.candidates.values())
     }
+
+    @app.get("/api/consent")
+    def consent_text() -> dict[str, str]:
+        return {"text": consent}
+
+    @app.get("/results")
+    def owners_page() -> Response:
+        return Response(results_page, media_type=MEDIA_TYPES[".html"], headers={"cache-control": "no-cache"})
+
+    @app.get("/api/results")
+    def owners_results(owner: Owner = "") -> dict[str, Any]:
+        if not study.owner_token or not secrets.compare_digest(owner.encode(), study.owner_token.encode()):
+            raise WebError(403, "this is not the owner's link; take it from the lines that serve prints")
+        from hybrid_tokenizer.apps.user_study.results import results  # needs more packages than voting does
+
+        return results(study, votes.all()) | {"joined": len(votes.codes())}
 
     @app.get("/images/{name}")
     def image(name: str) -> Response:
@@ -67,7 +87,10 @@ def voting_app(
             {"id": one.id, "original": one.original, "candidates": shown, "places": saved.get(one.id)}
             for one, shown in study.set_orders(code)
         ]
-        return {"study": study.id, "num_places": len(study.methods), "sets": sets}
+        trial = None
+        if study.trial is not None:
+            trial = {"id": study.trial.id, "original": study.trial.original, "candidates": study.trial_order(code)}
+        return {"study": study.id, "num_places": len(study.methods), "sets": sets, "trial": trial}
 
     @app.post("/api/vote")
     def vote(ballot: Ballot, code: Code = "") -> dict[str, Any]:

@@ -14,7 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from hybrid_tokenizer.apps.user_study.study import IMAGES_NAME, VOTES_NAME, Study, StudySet, picture_path, write_study
+from hybrid_tokenizer.apps.user_study.study import (
+    CONSENT,
+    CONSENT_NAME,
+    IMAGES_NAME,
+    VOTES_NAME,
+    Study,
+    StudySet,
+    picture_path,
+    write_study,
+)
 from hybrid_tokenizer.apps.user_study.votes import Votes
 from hybrid_tokenizer.checkpoints.files import write_atomic
 from hybrid_tokenizer.data.folders import find_images, mark_output
@@ -68,13 +77,17 @@ def prepare_study(
         new = Path(scratch) / "study"
         mark_output(new)
         (new / IMAGES_NAME).mkdir()
+        write_atomic(new / CONSENT_NAME, CONSENT.encode())
+        drawn = write_pictures(new, images, tokenizers, options.seed)
         study = Study(
             id=opaque_name(),
             secret=secrets.token_hex(16),
             link_token=secrets.token_urlsafe(16),
             methods=tuple(tokenizer.name for tokenizer in tokenizers),
-            sets=tuple(write_pictures(new, images, tokenizers, options.seed)),
+            sets=tuple(drawn[: options.num_sets]),
             open_to_all=options.participants == 0,
+            owner_token=secrets.token_urlsafe(16),
+            trial=drawn[options.num_sets] if len(drawn) > options.num_sets else None,
         )
         votes = Votes(new / VOTES_NAME, study.id)
         codes = [votes.join() for _ in range(options.participants)]
@@ -89,19 +102,19 @@ def prepare_study(
 
 
 def draw_images(options: StudyOptions, say: Callable[[str], None]) -> EvalImages:
-    """`num_sets` usable images in random order, cropped to squares as in every evaluation."""
+    """Usable images for the sets and the trial in random order, cropped to squares as in every evaluation."""
     generator = random.Random(options.seed)
     if options.images is None:
         photographs = sample_photographs()
         names = generator.sample(sorted(photographs), len(photographs))
         return EvalImages(
-            names, photographs.__getitem__, options.image_size, max_images=options.num_sets, say=say, progress=False
+            names, photographs.__getitem__, options.image_size, max_images=options.num_sets + 1, say=say, progress=False
         )
     root = options.images
     found = [path.relative_to(root).as_posix() for path in find_images(root)]
     return EvalImages(
         generator.sample(found, len(found)), lambda name: open_rgb(root / name), options.image_size,
-        root=root, max_images=options.num_sets, say=say, progress=False,
+        root=root, max_images=options.num_sets + 1, say=say, progress=False,
     )  # fmt: skip
 
 

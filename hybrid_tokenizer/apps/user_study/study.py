@@ -8,9 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
-STUDY_NAME, VOTES_NAME, IMAGES_NAME = "study.json", "votes.sqlite", "images"
+STUDY_NAME, VOTES_NAME, IMAGES_NAME, CONSENT_NAME = "study.json", "votes.sqlite", "images", "consent.txt"
+MOST_CONSENT = 20_000
+"""Characters."""
+CONSENT = """Your votes are kept under a random code. Your name and address are not stored, and there are no tracking cookies.
+
+Taking part is voluntary. You may stop at any time and continue later.
+"""
+"""What `prepare` writes to `CONSENT_NAME`, for the organiser to edit."""
 FORMAT = "hybrid_user_study 1"
 T = TypeVar("T")
 
@@ -39,6 +46,10 @@ class Study:
     sets: tuple[StudySet, ...]
     open_to_all: bool = True
     """Whether everyone who opens the page gets a participant code. Otherwise only the codes made with the study work."""
+    owner_token: str = ""
+    """Opens the page of results. Without it there is none."""
+    trial: StudySet | None = None
+    """A set that each participant sees first and that does not count."""
 
     def set_orders(self, code: str) -> list[tuple[StudySet, list[str]]]:
         """The sets and the names of the images in each, in this participant's order, which never changes."""
@@ -46,6 +57,14 @@ class Study:
             (one, shuffled(sorted(one.candidates.values()), self.secret, code, one.id))
             for one in shuffled(self.sets, self.secret, code)
         ]
+
+    def trial_order(self, code: str) -> list[str]:
+        """The names of the trial's images, in this participant's order."""
+        return (
+            []
+            if self.trial is None
+            else shuffled(sorted(self.trial.candidates.values()), self.secret, code, self.trial.id)
+        )
 
 
 def shuffled(items: Sequence[T], *words: str) -> list[T]:
@@ -83,4 +102,20 @@ def read_study(folder: Path) -> Study:
         )
     entries.pop("provenance", None)
     sets = tuple(StudySet(**one) for one in entries.pop("sets"))
-    return Study(**entries | {"sets": sets, "methods": tuple(entries["methods"])})
+    trial = entries.pop("trial", None)
+    read = {"sets": sets, "methods": tuple(entries["methods"]), "trial": trial and StudySet(**trial)}
+    return Study(**entries | read)
+
+
+def read_consent(folder: Path) -> str:
+    """The text that participants read before they start; the usual one where the study has no file of it."""
+    path = folder / CONSENT_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return CONSENT
+    except (OSError, UnicodeDecodeError) as error:
+        raise HybridTokenizerError(f"{path} cannot be read ({first_line(error)}); save it as UTF-8") from None
+    if not text.strip() or len(text) > MOST_CONSENT:
+        raise HybridTokenizerError(f"{path} has {len(text)} characters, expected 1 to {MOST_CONSENT}; edit it")
+    return text

@@ -31,8 +31,13 @@ def access_for(
     return Access(link_token or secrets.token_urlsafe(16), hosts=ANY_HOST, is_known=is_known)
 
 
-def serve(app: Any, host: str, port: int, access: Access) -> None:
-    """Serve until a signal stops it. Port 0 takes a free port; the link is printed once the server listens."""
+def serve(app: Any, host: str, port: int, access: Access, owners: tuple[str, str] | None = None) -> None:
+    """Serve until a signal stops it. Port 0 takes a free port; the link is printed once the server listens.
+
+    Args:
+        owners: path and token of a page for whoever starts the server. The token stands in the link's fragment, which a
+            browser does not send, and which no log of a proxy has.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -42,10 +47,13 @@ def serve(app: Any, host: str, port: int, access: Access) -> None:
         ) from None
     name = f"[{host}]" if ":" in host else host
     link = f"http://{name}:{listener.getsockname()[1]}/"
-    if access.link_token is not None:
-        link += f"?token={access.link_token}"
+    query = "" if access.link_token is None else f"?token={access.link_token}"
+    if query:
         print(f"open to other machines: replace {host} by this machine's name and pass on the whole link")
-    print(f"listening on {link}", flush=True)
+    print(f"listening on {link}{query}", flush=True)
+    if owners is not None:
+        path, token = owners
+        print(f"for you alone: {link}{path}{query}#{token}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the usual way to stop a server
         server_of(app).run(sockets=[listener])
 

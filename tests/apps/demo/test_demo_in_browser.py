@@ -1,6 +1,7 @@
 """The demo page in a real browser: upload, budget, copy, paste, and the same picture again."""
 
 import asyncio
+import re
 
 import numpy as np
 import pytest
@@ -85,5 +86,70 @@ def test_upload_budget_copy_paste(tmp_path, device):
                 assert not [text for text in page.complaints if "status of 4" not in text]
                 hosts = {line.split("/")[2].split(":")[0] for line in page.log if line.startswith("http")}
                 assert hosts == {"127.0.0.1"}
+
+    asyncio.run(visit())
+
+
+def test_compare_seed_mix_search_cancel_reset_download(tmp_path):
+    small_hybrid(nested=True).save_pretrained(tmp_path / "model")
+
+    async def split(page):
+        return await page.evaluate("document.getElementById('split').toDataURL()")
+
+    async def visit():
+        with RunningServer(ROOT / "scripts" / "demo.py", "--model", tmp_path / "model") as server:
+            async with browser() as started, page_of(started, **DESKTOP) as page:
+                await page.goto(server.link)
+                await page.locator("#samples button").first.wait_for()
+                await page.locator("#steps").fill("2")
+                assert not await page.locator("#compare").is_visible()
+                await page.get_by_title("cat").click()
+                first = await pictures(page)
+                for part in PARTS:
+                    assert re.search(
+                        r"\d+ tokens, \d+ bytes, -?\d+\.\d dB", await page.locator(f"#{part}-note").inner_text()
+                    )
+
+                await page.locator("#divider").fill("0")
+                assert await split(page) != await page.evaluate("document.getElementById('original').toDataURL()")
+                left = await split(page)
+                await page.locator("#divider").fill("100")
+                assert await split(page) != left
+                async with page.expect_download() as downloading:
+                    await page.get_by_role("button", name="Download").click()
+                saved = Image.open(await (await downloading.value).path())
+                assert saved.size == (32, 32)
+
+                await change(page, "seed", 5)
+                seeded = await pictures(page)
+                assert seeded["semantic"] != first["semantic"] and seeded["guide"] == first["guide"]
+
+                cat = (await page.locator("#ids").input_value()).split()
+                await page.locator("#other").select_option("coffee")
+                await page.wait_for_function(f"document.getElementById('ids').value !== {' '.join(cat)!r}")
+                await page.get_by_text("Ready").wait_for()
+                mixed = (await page.locator("#ids").input_value()).split()
+                assert mixed[33:] == cat[33:] and mixed[1:33] != cat[1:33]
+
+                await page.get_by_role("button", name="Reset").click()
+                await page.wait_for_function(f"document.getElementById('ids').value === {' '.join(cat)!r}")
+                await page.get_by_text("Ready").wait_for()
+                assert await page.locator("#seed").input_value() == "0"
+
+                await page.route("**/api/encode/*", lambda route: asyncio.sleep(3))
+                await page.locator("#search").check()
+                await page.get_by_text("Searching").wait_for()
+                assert await page.locator("#progress").is_visible()
+                await page.get_by_role("button", name="Cancel").click()
+                await page.get_by_text("Cancelled").wait_for()
+                assert not await page.locator("#progress").is_visible()
+                await page.unroute("**/api/encode/*")
+                await page.get_by_title("coffee").click()
+                await page.get_by_text("Ready").wait_for()
+                assert (await page.locator("#ids").input_value()).split() != cat
+                await page.locator("#other").select_option("before")
+                await page.wait_for_function(f"document.getElementById('ids').value.split(' ')[1] === {cat[1]!r}")
+                await page.get_by_text("Ready").wait_for()
+                assert not page.complaints
 
     asyncio.run(visit())

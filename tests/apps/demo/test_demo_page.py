@@ -13,7 +13,7 @@ from helpers.small_models import small_hybrid
 from PIL import Image
 
 from hybrid_tokenizer.apps.demo import app as demo
-from hybrid_tokenizer.apps.demo.pictures import DemoTokenizer
+from hybrid_tokenizer.apps.demo.pictures import SEARCH_STEPS, DemoTokenizer
 from hybrid_tokenizer.apps.demo.uploads import MAX_BYTES
 from hybrid_tokenizer.apps.web.guard import Access
 from hybrid_tokenizer.apps.web.limits import Rate
@@ -64,6 +64,25 @@ def test_an_upload_becomes_ids_and_each_prefix_a_picture(client):
     assert len({made[length, "semantic"] for length in facts["sequence_lengths"]}) == 1
     again = client.post("/api/decode", json={**OPTIONS, "ids": ids})
     assert again.json()["picture"] == made[55, "hybrid"]
+
+
+def test_the_seed_changes_what_diffusion_draws_and_nothing_else(client):
+    ids = upload(client, png()).json()["ids"]
+
+    def decoded(part, **options):
+        return client.post("/api/decode", json={**OPTIONS, "ids": ids, "part": part} | options).json()["picture"]
+
+    assert decoded("semantic") == decoded("semantic", seed=0) != decoded("semantic", seed=1)
+    assert decoded("guide") == decoded("guide", seed=1)
+    for seed in (-1, 2**32, 1.5, "1"):
+        assert client.post("/api/decode", json={**OPTIONS, "ids": ids, "seed": seed}).status_code == 422
+
+
+def test_the_search_is_asked_for(client):
+    assert client.get("/api/tokenizer").json()["search_steps"] == SEARCH_STEPS
+    once, searched = (client.post(f"/api/encode/cat{search}").json() for search in ("", "?search=true"))
+    assert len(once["ids"]) == len(searched["ids"]) and once["picture"] == searched["picture"]
+    assert once["ids"] != searched["ids"] and once["seconds"] < searched["seconds"]
 
 
 def test_samples(client):
@@ -141,10 +160,10 @@ def test_the_page_answers_during_a_computation_and_a_full_queue_refuses(tokenize
     busy, release = threading.Event(), threading.Event()
 
     class SlowTokenizer(DemoTokenizer):
-        def encode(self, image):
+        def encode(self, image, search=False):
             busy.set()
             release.wait(20)
-            return super().encode(image)
+            return super().encode(image, search)
 
     client = TestClient(
         demo.demo_app(SlowTokenizer(tokenizer.tokenizer), Access(), FREE, max_waiting=0), base_url="http://127.0.0.1"

@@ -10,7 +10,9 @@ from hybrid_tokenizer.apps.user_study.study import IMAGES_NAME, Study, StudySet,
 METHODS = ("seed", "lavit", "hybrid")
 
 
-def write_small_study(folder: Path, num_sets: int = 3, study_id: str = "5eed", open_to_all: bool = True) -> Study:
+def write_small_study(
+    folder: Path, num_sets: int = 3, study_id: str = "5eed", open_to_all: bool = True, trial: bool = False
+) -> Study:
     """Methods of the paper's table; names of pictures are opaque, as `prepare` makes them."""
     (folder / IMAGES_NAME).mkdir(parents=True)
     draws = np.random.default_rng(0)
@@ -23,8 +25,17 @@ def write_small_study(folder: Path, num_sets: int = 3, study_id: str = "5eed", o
 
     sets = tuple(
         StudySet(f"{number:04x}", f"{number}.jpg", picture(), {method: picture() for method in METHODS})
-        for number in range(num_sets)
+        for number in range(num_sets + trial)
     )
-    study = Study(study_id, "secret", "link-token", METHODS, sets, open_to_all)
+    study = Study(
+        study_id,
+        "secret",
+        "link-token",
+        METHODS,
+        sets[:num_sets],
+        open_to_all,
+        "owner-token",
+        sets[num_sets] if trial else None,
+    )
     write_study(folder, study, {})
     return study

@@ -6,7 +6,14 @@ from helpers.small_models import small_hybrid
 from PIL import Image
 
 from hybrid_tokenizer.apps.user_study.prepare import CODES_NAME, StudyOptions, prepare_study
-from hybrid_tokenizer.apps.user_study.study import IMAGES_NAME, VOTES_NAME, picture_path, read_study
+from hybrid_tokenizer.apps.user_study.study import (
+    CONSENT,
+    CONSENT_NAME,
+    IMAGES_NAME,
+    VOTES_NAME,
+    picture_path,
+    read_study,
+)
 from hybrid_tokenizer.apps.user_study.votes import Votes
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.rows import rows_by_name
@@ -34,7 +41,9 @@ def test_a_study_of_a_folder(tmp_path, rows):
     assert read_study(tmp_path / "study") == study
     assert study.methods == tuple(NAMES) and len(study.sets) == 4 and not study.open_to_all
     files = sorted((tmp_path / "study" / IMAGES_NAME).iterdir())
-    assert len(files) == 4 * (1 + len(NAMES))
+    assert study.trial.id not in {one.id for one in study.sets}  # a fifth image, since there are more than four
+    assert len(files) == 5 * (1 + len(NAMES))
+    assert (tmp_path / "study" / CONSENT_NAME).read_text() == CONSENT
     assert len({file.stat().st_mtime for file in files}) == 1
     pictures = [Image.open(file) for file in files]
     assert {(picture.size, picture.mode, str(picture.info)) for picture in pictures} == {((32, 32), "RGB", "{}")}
@@ -60,7 +69,8 @@ def test_the_draw_is_random_and_follows_the_seed(tmp_path, rows):
 def test_studies_that_are_refused(tmp_path, rows):
     said = []
     options = StudyOptions(make_images(tmp_path / "photos", 2), num_sets=5, image_size=32)
-    assert len(prepare_study(tmp_path / "study", rows, options, said.append).sets) == 2
+    study = prepare_study(tmp_path / "study", rows, options, said.append)
+    assert len(study.sets) == 2 and study.trial is None
     assert "2 usable images for 5 sets" in said[0]
     with pytest.raises(HybridTokenizerError, match="is not empty"):
         prepare_study(tmp_path / "study", rows, options)

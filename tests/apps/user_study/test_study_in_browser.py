@@ -186,3 +186,31 @@ def test_zoom_and_coming_back_with_the_code(tmp_path):
                     assert wide <= 390
 
     asyncio.run(visit())
+
+
+def test_consent_trial_and_the_owners_results(tmp_path):
+    study = write_small_study(tmp_path / "study", num_sets=1, trial=True)
+    (tmp_path / "study" / "consent.txt").write_text("First part.\n\nSecond <b>part</b>.")
+
+    async def visit():
+        with RunningServer(SCRIPT, "serve", tmp_path / "study") as server:
+            async with browser() as started, page_of(started, **DESKTOP) as page:
+                await page.goto(server.link)
+                assert await page.locator("#consent p").all_inner_texts() == ["First part.", "Second <b>part</b>."]
+                await page.get_by_role("button", name="Start").click()
+                await page.get_by_text("Trial: this set does not count").wait_for()
+                for _ in range(2):  # the trial, then the only set
+                    for key in ("a", "1", "b", "2", "c", "3", "Enter"):
+                        await page.keyboard.press(key)
+                await page.locator("#done").wait_for()
+                await page.reload()
+                await page.locator("#done").wait_for()
+                await page.goto(f"{server.link}results#{study.owner_token}")
+                await page.get_by_text("1 votes on 1 sets; 1 participants joined, 1 voted, 1 on every set.").wait_for()
+                assert await page.locator("#scores tbody tr").count() == len(METHODS)
+                await page.goto(f"{server.link}results#wrong")
+                await page.reload()
+                await page.get_by_text("not the owner's link").wait_for()
+                assert not [text for text in page.complaints if "status of 4" not in text]
+
+    asyncio.run(visit())

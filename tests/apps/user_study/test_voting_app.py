@@ -15,7 +15,7 @@ from helpers.servers import ROOT, RunningServer
 from small_study import METHODS, write_small_study
 
 from hybrid_tokenizer.apps.user_study.app import LIMITS, voting_app
-from hybrid_tokenizer.apps.user_study.study import VOTES_NAME, read_study
+from hybrid_tokenizer.apps.user_study.study import CONSENT, CONSENT_NAME, VOTES_NAME, read_study
 from hybrid_tokenizer.apps.user_study.votes import Vote, Votes, VoteStands
 from hybrid_tokenizer.apps.web.guard import Access
 from hybrid_tokenizer.apps.web.limits import Rate
@@ -209,6 +209,47 @@ def test_a_rater_votes_while_idle_and_half_open_connections_are_held(tmp_path):
             ballot = {"study": sheet["study"], "set": one["id"], "places": in_order(one)}
             assert client.get(f"/images/{one['original']}").status_code == 200
             assert client.post("/api/vote", headers=headers, json=ballot).json()["new"]
+
+
+def test_the_trial_has_pictures_and_takes_no_vote(tmp_path):
+    table = Table(tmp_path / "study", trial=True)
+    assert read_study(tmp_path / "study") == table.study
+    code = table.join()
+    trial = table.sheet(code).json()["trial"]
+    assert set(trial["candidates"]) == set(table.study.trial.candidates.values())
+    assert trial["id"] not in {one["id"] for one in table.sheet(code).json()["sets"]}
+    for name in (trial["original"], *trial["candidates"]):
+        assert table.client.get(f"/images/{name}").status_code == 200
+    assert table.vote(code, trial, in_order(trial)).status_code == 404
+
+
+def test_the_consent_is_the_organisers_text(tmp_path):
+    assert Table(tmp_path / "usual").client.get("/api/consent").json() == {"text": CONSENT}
+    folder = tmp_path / "own"
+    study = write_small_study(folder)
+    (folder / CONSENT_NAME).write_text("Only <b>text</b>.")
+    votes = Votes(folder / VOTES_NAME, study.id)
+    app = voting_app(folder, study, votes, Access())
+    assert TestClient(app, base_url="http://127.0.0.1").get("/api/consent").json() == {"text": "Only <b>text</b>."}
+    for wrong, said in ((b"\xff", "save it as UTF-8"), (b" ", "expected 1 to 20000"), (b"x" * 20_001, "has 20001")):
+        (folder / CONSENT_NAME).write_bytes(wrong)
+        with pytest.raises(HybridTokenizerError, match=said):
+            voting_app(folder, study, votes, Access())
+
+
+def test_the_results_are_for_the_owner(table):
+    assert table.client.get("/results").status_code == 200
+    for headers in ({}, {"x-owner": "wrong"}, {"x-owner": ""}):
+        answer = table.client.get("/api/results", headers=headers)
+        assert answer.status_code == 403 and "not the owner's link" in answer.json()["error"]
+    owner = {"x-owner": "owner-token"}
+    assert "has no vote yet" in table.client.get("/api/results", headers=owner).json()["error"]
+    code, _ = table.join(), table.join()
+    for one in table.sheet(code).json()["sets"]:
+        assert table.vote(code, one, in_order(one)).status_code == 200
+    report = table.client.get("/api/results", headers=owner).json()
+    assert (report["votes"], report["participants"], report["joined"], report["complete"]) == (3, 1, 2, 1)
+    assert {row["method"] for row in report["rows"]} == set(METHODS)
 
 
 def test_an_interrupted_server_ends_without_a_traceback(tmp_path, capfd):

@@ -1,7 +1,7 @@
 // The page of the user study. A vote counts as saved only after the server has confirmed it. Until then the page keeps the
 // vote and sends it again, which is harmless because the server stores one vote per set.
 
-const CODE = "study-code", PENDING = "study-pending";
+const CODE = "study-code", PENDING = "study-pending", TRIED = "study-tried";
 const RETRY_MS = 1500;
 const ORDINALS = ["1st", "2nd", "3rd"];
 const at = (id) => document.getElementById(id);
@@ -54,13 +54,23 @@ async function insist(path, options, waiting) {
   }
 }
 
+async function showConsent() {
+  const { text } = await insist("/api/consent", {}, "The server does not answer; trying again …");
+  at("consent").replaceChildren(...text.split(/\n\s*\n/).filter((part) => part.trim()).map((part) => element("p", { textContent: part.trim() })));
+  tell("");
+}
+
 async function open() {
-  if (!localStorage.getItem(CODE)) return show("start");
+  if (!localStorage.getItem(CODE)) {
+    show("start");
+    return showConsent();
+  }
   try {
     sheet = await insist("/api/sheet", {}, "The server does not answer; trying again …");
   } catch (error) {
     localStorage.removeItem(CODE);
     show("start");
+    await showConsent();
     return tell(error.message, "bad");
   }
   tell("");
@@ -79,7 +89,9 @@ function next() {
   at("count").textContent = `Set ${Math.min(done + 1, sheet.sets.length)} of ${sheet.sets.length}`;
   at("progress").value = done / sheet.sets.length;
   if (!waiting.length) return show("done");
-  [current] = waiting;
+  const untried = sheet.trial && done === 0 && localStorage.getItem(TRIED) !== localStorage.getItem(CODE);
+  if (untried) at("count").textContent = "Trial: this set does not count";
+  current = untried ? sheet.trial : waiting[0];
   places = {};
   chosen = 0;
   draw();
@@ -145,6 +157,11 @@ function give(name, place) {
 }
 
 async function save(set, votes) {
+  if (set === sheet.trial) {
+    localStorage.setItem(TRIED, localStorage.getItem(CODE));
+    tell("That was the trial. The study begins now.", "good");
+    return next();
+  }
   const vote = { study: sheet.study, set: set.id, places: votes };
   saving = true;
   at("save").disabled = true;
@@ -225,6 +242,7 @@ at("leave").addEventListener("click", () => {
   at("code").value = "";
   tell("");
   show("start");
+  showConsent();
 });
 at("save").addEventListener("click", () => save(current, { ...places }));
 at("close").addEventListener("click", () => at("zoom").close());
