@@ -40,7 +40,7 @@ def test_average_remembers_as_long_as_there_were_steps():
 @pytest.mark.parametrize(
     "options",
     [
-        {"mixed_precision": "fp16"}, {"tracker": "mlflow"}, {"max_steps": 0}, {"batch_size": 0}, {"accumulation": 0},
+        {"mixed_precision": "fp16"}, {"tracker": "mlflow"}, {"wandb_mode": "onlin"}, {"max_steps": 0}, {"batch_size": 0}, {"accumulation": 0},
         {"save_every": 0}, {"keep_checkpoints": 0}, {"validate_every": 0}, {"log_every": 0}, {"num_threads": 0},
         {"max_val_images": 0}, {"num_workers": -1}, {"learning_rate": -1.0}, {"weight_decay": -0.1},
         {"warmup_steps": -1}, {"seed": -1}, {"ema_decay": 1.0}, {"ema_decay": -0.1}, {"betas": [0.9]},
