@@ -25,8 +25,8 @@ from hybrid_tokenizer.corpus.rows import cut_rows
 from hybrid_tokenizer.corpus.sources import Entry, Fetched
 from hybrid_tokenizer.data import TrainingStream, UnreadableImage, open_rgb, sample_photographs
 from hybrid_tokenizer.data.config import CropConfig
-from hybrid_tokenizer.data.open import MAX_PIXELS, SHARE_OF_PIXELS
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.data.open import DECODER_ERRORS, MAX_PIXELS, SHARE_OF_PIXELS
+from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.hybrid.pictures import to_batch
 from hybrid_tokenizer.images import fit_square
@@ -180,8 +180,8 @@ def handed_over(data: bytes, name: str, folder: Path) -> np.ndarray:
     """As a PIL image that somebody opened and did not decode yet."""
     try:
         image = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # refused by Pillow itself
-        raise UnreadableImage(Path(name), str(error)) from None
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:  # refused by Pillow itself
+        raise UnreadableImage(Path(name), first_line(error)) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return levels(to_batch(image, SIDE, "auto", torch.device("cpu"))[0])
