@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test fuzz lint docs bench train-tiny sr notebooks browser clean
+.PHONY: demo test fuzz lint gpu-check docs bench train-tiny sr notebooks browser clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# every section of the GPU check, in small on the CPU
+gpu-check: $(INSTALLED)
+	rm -rf outputs/gpu_check
+	OMP_NUM_THREADS=1 $(BIN)/python tools/gpu_check.py --reduced --output outputs/gpu_check
 
 # the documentation site in outputs/site; needs no network
 docs: $(INSTALLED)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from hybrid_tokenizer.commands.cli import run
 from hybrid_tokenizer.commands.config import PretrainDiffusion, command, component_config
 from hybrid_tokenizer.diffusion import DiffusionConfig
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -56,3 +57,7 @@ def check_stage(config: PretrainDiffusion) -> None:
                 f"stage=finetune starts from a trained decoder and both trained branches; add "
                 f"{' '.join(f'{name}=FOLDER' for name in missing)}"
             )
+
+
+if __name__ == "__main__":  # accelerate launch -m hybrid_tokenizer.commands.pretrain_diffusion
+    run("pretrain-diffusion")

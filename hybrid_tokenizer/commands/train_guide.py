@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
+from hybrid_tokenizer.commands.cli import run
 from hybrid_tokenizer.commands.config import TrainGuide, command, component_config
 from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_guide
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_guide, with_length
 
 
 @command("train_guide")
@@ -20,5 +21,10 @@ def main(config: TrainGuide) -> None:
         torch.manual_seed(config.training.seed)
         model = start_guide(component_config(config.guide, GuideConfig), config.guide.init)
         stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
+        training = with_length(config.training, stream.epoch_length, config.model_name, "sd15_guide")
         objective = GuideObjective(model, config.loss)
-        train(objective, stream, val_batches, config.training, output_dir, asdict(config))
+        train(objective, stream, val_batches, training, output_dir, asdict(config))
+
+
+if __name__ == "__main__":  # accelerate launch -m hybrid_tokenizer.commands.train_guide
+    run("train-guide")

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from hybrid_tokenizer.commands.cli import run
 from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.corpus.dataset import TokenDataset
 from hybrid_tokenizer.devices import choose_device
@@ -39,3 +40,7 @@ def main(config: TrainLMConfig) -> None:
             held, lm, training.max_val_images, training.batch_size, config.documents.max_caption_tokens
         )
         train(objective, stream, val_batches, training, output_dir, asdict(config))
+
+
+if __name__ == "__main__":  # accelerate launch -m hybrid_tokenizer.commands.train_lm
+    run("train-lm")

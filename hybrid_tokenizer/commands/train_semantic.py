@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from hybrid_tokenizer.commands.cli import run
 from hybrid_tokenizer.commands.config import TrainSemantic, command, component_config
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.semantic import SemanticConfig
@@ -12,7 +13,7 @@ from hybrid_tokenizer.text import build_text
 from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
-from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_semantic
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_semantic, with_length
 
 
 @command("train_semantic")
@@ -31,4 +32,9 @@ def main(config: TrainSemantic) -> None:
             objective = QuantizeObjective(model, config.quantize, text)
         else:
             raise HybridTokenizerError(f"stage={config.stage!r} is unknown; use contrastive or quantize")
-        train(objective, stream, val_batches, config.training, output_dir, asdict(config))
+        training = with_length(config.training, stream.epoch_length, config.model_name, f"sd15_{config.stage}")
+        train(objective, stream, val_batches, training, output_dir, asdict(config))
+
+
+if __name__ == "__main__":  # accelerate launch -m hybrid_tokenizer.commands.train_semantic
+    run("train-semantic")

@@ -1,5 +1,6 @@
 """The console command: its table, its help, and paths without an option's name."""
 
+import runpy
 import subprocess
 import sys
 
@@ -49,3 +50,13 @@ def test_a_path_alone_is_the_commands_input():
     arguments = ["cat.png", "output_dir=out", "-m"]
     assert with_paths(COMMANDS["reconstruct"], arguments) == ["input=cat.png", "output_dir=out", "-m"]
     assert with_paths(COMMANDS["eval"], arguments) == arguments
+
+
+@pytest.mark.parametrize("name", ["train-guide", "train-semantic", "pretrain-diffusion", "train-lm"])
+def test_a_training_command_runs_as_a_module(name, monkeypatch, capsys):
+    """For `accelerate launch -m`."""
+    module = f"hybrid_tokenizer.commands.{COMMANDS[name].module}"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert COMMANDS[name].purpose in capsys.readouterr().out.lower()
