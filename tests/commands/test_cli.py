@@ -59,4 +59,4 @@ def test_a_training_command_runs_as_a_module(name, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-    assert COMMANDS[name].purpose in capsys.readouterr().out.lower()
+    assert COMMANDS[name].purpose.lower() in capsys.readouterr().out.lower()
