@@ -76,7 +76,7 @@ class FeatureDistance(nn.Module):
         return self.between(self.features(images), targets)
 
     def between(
-        self, features: Sequence[Float[Tensor, "b c i j"]], targets: Sequence[Float[Tensor, "b c i j"]]
+        self, features: Sequence[Float[Tensor, "b _ _ _"]], targets: Sequence[Float[Tensor, "b _ _ _"]]
     ) -> Float[Tensor, "b"]:
         """The distances of two sets of features."""
         pairs = zip(features, targets, strict=True)

@@ -504,7 +504,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def short(value: float) -> str:
+def short(value: float | int) -> str:
     """A figure in four digits; an integer whole."""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
