@@ -11,10 +11,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from helpers.commands import composed
 from omegaconf import OmegaConf
 
 from hybrid_tokenizer.commands.cli import COMMANDS, with_paths
-from hybrid_tokenizer.commands.config import compose
+from hybrid_tokenizer.commands.config import group_choices
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -98,7 +99,11 @@ def understand(name, words, monkeypatch):
     """Take a command line as far as its finished configuration, or its parsed options."""
     command = COMMANDS[name]
     if command.config is not None:
-        OmegaConf.to_object(compose(command.config, with_paths(command, words)))
+        given = with_paths(command, words)
+        choices = group_choices(command.config)
+        groups = [one for one in given if one.partition("=")[0] in choices or one.startswith("+")]
+        options = [one for one in given if one not in groups]
+        OmegaConf.to_object(OmegaConf.merge(composed(command.config, *groups), OmegaConf.from_dotlist(options)))
         return
     parse = argparse.ArgumentParser.parse_args
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from commands.test_cli import in_a_fresh_process
+from helpers.commands import composed
 
 from hybrid_tokenizer.commands import cli
 from hybrid_tokenizer.commands import config as configuration
@@ -177,5 +178,5 @@ def test_a_home_folder_is_expanded(monkeypatch):
 def test_every_option_has_a_meaning(name):
     studies = ["figures", "decode_sweep", "guide_rates", "correction"] if name == "study" else [None]
     for study in studies:
-        composed = compose(COMMANDS[name].config, [f"study={study}"] if study else [])
-        assert [option.name for group in groups_of(composed) for option in group.options if not option.text] == []
+        groups = groups_of(composed(COMMANDS[name].config, *([f"study={study}"] if study else [])))
+        assert [option.name for group in groups for option in group.options if not option.text] == []
