@@ -12,6 +12,8 @@ from numbers import Integral, Real
 from typing import Any
 
 MOST_SIDE = 2**16
+MOST_CHARACTERS, MOST_IN_LIST = 400, 200
+"""Of a library's message, and of a name in a list: a damaged file can make either as long as itself."""
 PROJECT = "hybrid_tokenizer"
 PACKAGE_OF = {"skimage": "scikit-image", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
 """Modules whose package has another name."""
@@ -44,9 +46,15 @@ def _escaped(character: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """A library's message cut to its first line, without the full stop, or the name of its kind where it has none."""
+    """A library's message cut to its first line of bounded length, without the full stop, or the name of its kind where it has
+    none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return cut(lines[0].rstrip("."), MOST_CHARACTERS) if lines else type(error).__name__
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def shown(value: Any, most: int = 60) -> str:
@@ -55,12 +63,14 @@ def shown(value: Any, most: int = 60) -> str:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits
         text = f"a number of {value.bit_length()} bits"
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return cut(text, most)
 
 
 def shorten(keys: list[str], most: int = 6) -> str:
     """The first few keys and how many more there are."""
-    return ", ".join(keys[:most]) + (f", and {len(keys) - most} more" if len(keys) > most else "")
+    return ", ".join(cut(printable(key), MOST_IN_LIST) for key in keys[:most]) + (
+        f", and {len(keys) - most} more" if len(keys) > most else ""
+    )
 
 
 def check_whole(name: str, value: Any, least: int, most: int, remedy: str = "") -> int:

@@ -133,6 +133,17 @@ def test_safetensors_that_are_damaged(data, tmp_path):
     assert line.endswith("); write or download it again")
 
 
+def test_a_file_cannot_make_the_line_long(tmp_path):
+    header = json.dumps({"a": {"dtype": "x" * 5000, "shape": [], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert len(refused(load_tensors, tmp_path / "a.safetensors")) < 600
+    line = refused(load_strict, nn.Linear(1, 1), {"x" * 5000: torch.ones(1)}, "file")
+    assert (
+        line.startswith("file does not fit this Linear: 2 missing: bias, weight; 1 unexpected: xxx") and len(line) < 400
+    assert "1 unexpected: a\\nb; check" in refused(load_strict, nn.Linear(1, 1), {"a\nb": torch.ones(1)}, "file")
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2])
 def test_every_floating_kind_is_checked_in_full(dtype, tmp_path):
     whole = {"a": torch.full((3, 5), 1.5).to(dtype), "index": torch.tensor([2**40]), "none": torch.ones(0)}

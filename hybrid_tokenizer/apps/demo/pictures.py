@@ -75,7 +75,7 @@ class DemoTokenizer:
             return resize_bicubic(self.tokenizer.decode_guide(tokens.guide_indices, size), size).clamp(-1, 1)
         grids = None if part == "semantic" else tokens.guide_indices
         return self.tokenizer.decode_indices(
-            tokens.semantic_indices, grids, size, torch.Generator().manual_seed(seed),
+            tokens.semantic_indices, grids, size, generator=torch.Generator().manual_seed(seed),
             strength=strength, num_inference_steps=steps, guidance_scale=guidance,
         )  # fmt: skip
 
