@@ -47,7 +47,7 @@ class DemoTokenizer:
             "steps": defaults.num_inference_steps,
             "step_choices": [steps for steps in sorted(VALID_NUM_INFERENCE_STEPS) if steps <= MAX_STEPS],
             "guidance": defaults.guidance_scale,
-            "search_steps": SEARCH_STEPS,
+            "search_steps": SEARCH_STEPS if self.tokenizer.deterministic else 0,  # it decodes without noise
         }
 
     def encode(self, image: Image.Image, search: bool = False) -> dict[str, Any]:

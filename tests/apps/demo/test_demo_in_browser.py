@@ -91,7 +91,7 @@ def test_upload_budget_copy_paste(tmp_path, device):
 
 
 def test_compare_seed_mix_search_cancel_reset_download(tmp_path):
-    small_hybrid(nested=True).save_pretrained(tmp_path / "model")
+    small_hybrid(nested=True, start="ddim_inversion").save_pretrained(tmp_path / "model")
 
     async def split(page):
         return await page.evaluate("document.getElementById('split').toDataURL()")

@@ -79,6 +79,9 @@ def test_the_seed_changes_what_diffusion_draws_and_nothing_else(client):
 
 
 def test_the_search_is_asked_for(client):
+    assert client.get("/api/tokenizer").json()["search_steps"] == 0  # a decoder that draws noise
+    without_noise = DemoTokenizer(small_hybrid(nested=True, start="ddim_inversion"))
+    client = TestClient(demo.demo_app(without_noise, Access(), FREE), base_url="http://127.0.0.1")
     assert client.get("/api/tokenizer").json()["search_steps"] == SEARCH_STEPS
     once, searched = (client.post(f"/api/encode/cat{search}").json() for search in ("", "?search=true"))
     assert len(once["ids"]) == len(searched["ids"]) and once["picture"] == searched["picture"]

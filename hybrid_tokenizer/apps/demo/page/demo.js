@@ -298,6 +298,7 @@ async function open() {
   at("budget").max = facts.sequence_lengths.length;
   at("budget").value = facts.sequence_lengths.length;
   at("steps").max = facts.step_choices.length - 1;
+  at("search").parentElement.hidden = !facts.search_steps;
   at("search-cost").textContent = `(${facts.search_steps} gradient steps; encoding takes several times longer)`;
   reset();
   for (const name of facts.samples) {
