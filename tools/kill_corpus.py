@@ -136,7 +136,7 @@ def checkpoint_job(images: Path, output: Path, cores: int, address: str) -> None
         for first in range(0, len(names), IDS_PER_FILE):
             pq.write_table(pa.table({"id": names[first : first + IDS_PER_FILE]}), listed / f"{first:05d}.parquet")
     own = {"num_cpus": cores, "object_store_memory": STORE_MB * 2**20, "include_dashboard": False}
-    ray.init(address=address or None, log_to_driver=False, logging_level="error", **({} if address else own))
+    ray.init(address=address or "local", log_to_driver=False, logging_level="error", **({} if address else own))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size, context.target_min_block_size = 15_000, 100  # so that a block is one part
@@ -263,7 +263,7 @@ def finish(
 ) -> dict[str, Any]:
     """Start, kill once `moment` seconds after the work has begun, and start again until it is done."""
     engine = ENGINES[options.engine]
-    nodes = {"driver": shared, "worker": shared, "group": None}[victim] if victim != "node" else Nodes(2, 2)
+    nodes = {"driver": shared, "worker": shared, "group": None}[victim] if victim != "node" else Nodes(2, 1)
     killed: list[str] = []
     parts = starts = 0
     while not engine.finished(output) and starts < MOST_STARTS:
@@ -318,8 +318,9 @@ def study(options: argparse.Namespace) -> None:
     engine = ENGINES[options.engine]
     images, reference = options.work / "images", options.work / "undisturbed"
     write_images(images, options.images)
+    shared = Nodes(1, engine.cores(options))
     began = time.perf_counter()
-    undisturbed = start(images, reference, options)
+    undisturbed = start(images, reference, options, shared.address)
     while not (reference / engine.begun).exists() and undisturbed.poll() is None:
         time.sleep(0.02)
     planned = time.perf_counter()
@@ -332,11 +333,16 @@ def study(options: argparse.Namespace) -> None:
     )
     rng = random.Random(options.seed)
     rows = []
-    shared = Nodes(1, ENGINES[options.engine].cores(options))
     for run in range(options.runs):
         output = options.work / f"run{run:02d}"
         victim = options.victims[run % len(options.victims)]
-        row = {"run": run} | finish(images, output, options, victim, rng.uniform(0, seconds), shared, rng)
+        moment = rng.uniform(0, 0.8 * seconds)
+        row = finish(images, output, options, victim, moment, shared, rng)
+        while not row["killed"]:  # it had ended by then
+            shutil.rmtree(output)
+            moment /= 2
+            row = finish(images, output, options, victim, moment, shared, rng)
+        row = {"run": run} | row
         found = contents(output, engine) if (output / engine.data).exists() else None
         if found:
             row |= {

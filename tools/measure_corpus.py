@@ -2,6 +2,7 @@
 
     python tools/measure_corpus.py run --output corpus.json input='[data/a,data/b]' output=TOKENS workers=2
     python tools/measure_corpus.py ratio --images 2000 --work /tmp/ratio --output ratio.json data/a data/b
+    python tools/measure_corpus.py stages --images 256 --output stages.json data/a data/b
     python tools/measure_corpus.py damaged --images 400 --work /tmp/damaged --output damaged.json data/a
 
 Memory is the sum of the proportional set sizes (PSS) of the driver and all processes that it started, so shared memory counts
@@ -267,6 +268,53 @@ def measure_damaged(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_stages(options: argparse.Namespace) -> dict[str, Any]:
+    """Processor time per image of each stage, in one process on one thread."""
+    import torch
+
+    from hybrid_tokenizer.corpus.config import ColumnConfig, EncoderConfig, ViewConfig
+    from hybrid_tokenizer.corpus.encoder import Encoder, describe_tokenizer
+    from hybrid_tokenizer.corpus.rows import cut_rows, token_rows, token_schema
+    from hybrid_tokenizer.corpus.sources import fetch, list_entries
+    from hybrid_tokenizer.corpus.storage import open_folder
+
+    torch.set_num_threads(1)
+    described, grids = describe_tokenizer(options.model, 256, None)
+    sizes = described["semantic_codebook_size"], described["guide_codebook_size"]
+    schema = token_schema(sizes, sum(height * width for height, width in grids))
+    encoder = Encoder(EncoderConfig(options.model, described["hash"], "cpu", "float32", 1, 64, None, 0))
+    began = time.process_time()
+    entries = list(list_entries(options.folders, ColumnConfig()))
+    listing = 1000 * (time.process_time() - began) / len(entries)
+    entries = entries[:: max(1, len(entries) // options.images)][: options.images]
+    encoder.encode(np.zeros((64, 256, 256, 3), np.uint8))  # the first call allocates
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, run: Callable[[], Any]) -> Any:
+        began = time.process_time()
+        result = run()
+        seconds[name] = time.process_time() - began
+        return result
+
+    fetched = timed("read", lambda: list(fetch(entries, ColumnConfig())))
+    facts, pixels = timed("decode_and_cut", lambda: cut_rows(fetched, ViewConfig()))
+    timed("decode_and_cut_with_draft", lambda: cut_rows(fetched, ViewConfig(jpeg_draft=True)))
+    tokens = timed("encode", lambda: encoder.encode(pixels))
+    rows = timed("table", lambda: token_rows(facts, tokens, grids, schema, 256))
+    written = timed("write", lambda: open_folder(options.work).write_table("rows.parquet", rows))
+    return {
+        "images": len(entries),
+        "milliseconds_per_image": {
+            "list": listing,
+            **{name: 1000 * value / len(entries) for name, value in seconds.items()},
+        },
+        "bytes_read_per_image": sum(len(one.data) for one in fetched if isinstance(one.data, bytes)) / len(entries),
+        "bytes_written_per_row": written / rows.num_rows,
+        "threads": 1,
+        "batch_size": 64,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest="part", required=True)
@@ -285,6 +333,12 @@ def main() -> None:
     damaged.add_argument("--model", default="tiny")
     damaged.add_argument("--work", type=Path, required=True, help="a new folder for links and tokens")
     damaged.add_argument("folders", nargs="+")
+    stages = parts.add_parser("stages", help="processor time of each stage")
+    stages.add_argument("--output", type=Path, required=True)
+    stages.add_argument("--images", type=int, default=256)
+    stages.add_argument("--model", default="tiny")
+    stages.add_argument("--work", type=Path, required=True, help="a folder for one file of tokens")
+    stages.add_argument("folders", nargs="+")
     plain = parts.add_parser("plain", help="the plain loop alone")
     plain.add_argument("--model", default="tiny")
     plain.add_argument("folder", type=Path)
@@ -293,7 +347,8 @@ def main() -> None:
     if options.part == "plain":
         plain_loop(options.folder, options.table, options.model)
         return
-    found = {"run": measure_run, "ratio": measure_ratio, "damaged": measure_damaged}[options.part](options)
+    measures = {"run": measure_run, "ratio": measure_ratio, "damaged": measure_damaged, "stages": measure_stages}
+    found = measures[options.part](options)
     write_json(options.output, found | {"provenance": provenance()})
     print(
         json.dumps(
