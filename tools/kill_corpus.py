@@ -37,6 +37,8 @@ from hybrid_tokenizer.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("driver", "worker", "group")
+WORKERS = ("ray::MapWorker", "ray::MapBatches", "ray::Write", "ray::IDLE")
+"""Titles of the processes that do the work. Others are Ray's own helpers, such as a node's agents."""
 MOST_STARTS = 4
 STORE_MB = 100
 IDS_PER_FILE = 5
@@ -189,10 +191,9 @@ class Nodes:
         self.address = self.cluster.address
 
     def workers(self, node: Any) -> list[psutil.Process]:
-        """Ray's workers on a node. A node ends with its agents, so they are not among them."""
+        """Those on a node that read, cut, encode or write."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        titled = [(one, _title(one)) for one in raylet.children(recursive=True)]
-        return [one for one, title in titled if title.startswith("ray::") and not title.endswith("Agent")]
+        return [one for one in raylet.children(recursive=True) if _title(one).startswith(WORKERS)]
 
     def kill_other(self) -> str:
         """SIGKILL to the last raylet. Returns what ran there."""
