@@ -10,7 +10,7 @@ from hybrid_tokenizer.commands.loading import load_tokenizer
 from hybrid_tokenizer.commands.picture_files import check_exists, check_outputs, labels
 from hybrid_tokenizer.devices import choose_device
 from hybrid_tokenizer.evaluation.config import ReconstructConfig
-from hybrid_tokenizer.evaluation.images import EvalImages
+from hybrid_tokenizer.evaluation.images import EvalBatch, EvalImages
 from hybrid_tokenizer.evaluation.loop import reconstruct
 from hybrid_tokenizer.evaluation.pictures import side_by_side, write_png
 from hybrid_tokenizer.images import to_pil
@@ -29,15 +29,17 @@ def main(config: ReconstructConfig) -> None:
     outputs = [f"{name}{ending}" for name in names for ending in (ALONE, BESIDE)]
     check_outputs(config.output_dir, outputs, [Path(config.input or "", name) for name in images.sources])
     with tqdm(total=len(images), desc="reconstructing", unit="image") as bar:
-        for batch in images.batches(config.batch_size):
-            references = batch.references.to(device)
+        for start in range(0, len(images), config.batch_size):
+            positions = range(start, min(start + config.batch_size, len(images)))
+            references = torch.stack([images[position] for position in positions]).to(device)
             generator = torch.Generator().manual_seed(config.seed)
-            output, tokens, _ = reconstruct(tokenizer, batch._replace(references=references), generator)
-            for position, original, result in zip(batch.positions, references, output, strict=True):
+            batch = EvalBatch(positions, references, next_images=references)  # which only controls read
+            output, tokens, _ = reconstruct(tokenizer, batch, generator)
+            for position, original, result in zip(positions, references, output, strict=True):
                 target = Path(config.output_dir, names[position])
                 write_png(target.with_name(target.name + ALONE), to_pil(result))
                 write_png(target.with_name(target.name + BESIDE), side_by_side(original, result))
-            bar.update(len(batch.positions))
+            bar.update(len(positions))
     count, bits = int(tokenizer.num_tokens(tokens)[0]), tokenizer.bits(tokens)[0].item()
     print(
         f"{len(images)} images of {count} tokens ({bits:.0f} bits) each, {len(images.skipped)} skipped; written to {config.output_dir}"

@@ -13,6 +13,17 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "hybrid-tokenizer"
+METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def needs_of(package, extra):
+    """What a package requires, of this one by pyproject.toml, of others by their metadata."""
+    if canonicalize_name(package) == PROJECT:
+        return METADATA["optional-dependencies"][extra] if extra else METADATA["dependencies"]
+    try:
+        return requires(package) or []
+    except PackageNotFoundError:
+        return []
 
 
 def closure(requirements):
@@ -25,11 +36,7 @@ def closure(requirements):
             if key in found or (one.marker and not one.marker.evaluate({"extra": ""})):
                 continue
             found.add(key)
-            try:
-                listed = [Requirement(text) for text in requires(one.name) or []]
-            except PackageNotFoundError:
-                continue
-            for needed in listed:
+            for needed in map(Requirement, needs_of(one.name, extra)):
                 if needed.marker is None or needed.marker.evaluate({"extra": extra}):
                     needed.marker = None
                     waiting.append(needed)
@@ -50,8 +57,7 @@ class Hiding:
 
 
 def main():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    core = closure(project["dependencies"]) | {PROJECT}
+    core = closure(METADATA["dependencies"]) | {PROJECT}
     # a module that several packages share stays visible if one of them is in the core
     hidden = {
         module
