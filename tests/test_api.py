@@ -1,5 +1,6 @@
 """What a new user tries first, with the call that comes to mind, on the embedded preset."""
 
+import io
 import subprocess
 import sys
 import warnings
@@ -218,6 +219,22 @@ def test_a_seed_is_a_generator_of_that_seed(tokenizer, tokens):
     assert not torch.equal(seeded, tokenizer.decode(tokens[0], seed=4, **options))
     with pytest.raises(HybridTokenizerError, match="both seed=3 and a generator"):
         tokenizer.decode(tokens[0], seed=3, generator=torch.Generator())
+
+
+def test_a_damaged_file_that_was_opened_by_pil_is_refused(tokenizer):
+    buffer = io.BytesIO()
+    PHOTOGRAPHS[0].save(buffer, "JPEG")
+    data = buffer.getvalue()
+    whole = tokenizer.encode(Image.open(io.BytesIO(data)))
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    assert tokenizer.encode(loaded) == whole
+    damaged = Image.open(io.BytesIO(data[: len(data) // 2] + b"\xff\xd9"))
+    with pytest.raises(HybridTokenizerError) as caught:
+        tokenizer.encode(damaged)
+    assert str(caught.value) == (
+        "the PIL image of mode RGB cannot be read: the JPEG's coded data ends early; it is damaged or incomplete"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hybrid_tokenizer.data.colour import to_upright_rgb
 from hybrid_tokenizer.data.open import DECODER_ERRORS, check_size, open_rgb
+from hybrid_tokenizer.data.verify import check_file
 from hybrid_tokenizer.errors import HybridTokenizerError, first_line, shown
 from hybrid_tokenizer.images import check_range, fit_square, from_pil, from_uint8, to_pil, to_uint8
 
@@ -66,10 +67,15 @@ def batch_of(picture: Any, side: int, resize: Resize) -> Float[Tensor, "b 3 h w"
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An opened PIL image as `open_rgb` gives it: RGB, upright, in sRGB, within the limits on size."""
+    """An opened PIL image as `open_rgb` gives it: RGB, upright, in sRGB, within the limits on size, and its file undamaged where
+    it has not been decoded yet."""
     try:
         check_size(image)
+        file = getattr(image, "fp", None)  # until the picture is decoded
+        check = None if file is None else check_file(file, image, "full")
         image.load()
+        if check is not None:
+            check(image)
         return to_upright_rgb(image, "", image.copy)
     except DECODER_ERRORS as error:
         raise HybridTokenizerError(f"the PIL image of mode {image.mode} cannot be read: {first_line(error)}") from None

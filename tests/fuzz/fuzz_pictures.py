@@ -244,7 +244,7 @@ DOORS = [
     door("validation", validated),
     door("study", studied),
     door("encode", encoded),
-    door("PIL images", handed_over, full=False),
+    door("PIL images", handed_over),
     door("corpus", tokenized),
     door("corpus, drafts", partial(tokenized, draft=True)),
 ]
