@@ -150,6 +150,15 @@ class SemanticTokenizer(nn.Module):
             )
         return self.generation(self.decode_codes(self.quantizer.codes(semantic_indices)))
 
+    def with_cosine_stack(self) -> "SemanticTokenizer":
+        """The same tokenizer with a cosine stack for training, of random weights where it has none."""
+        if self.cosine is not None:
+            return self
+        whole = copy.deepcopy(self)
+        whole.config = replace(self.config, cosine_stack=True)
+        whole.cosine = DecoderStack(whole.config).to(next(self.parameters()).device)
+        return whole
+
     def without_cosine_stack(self) -> "SemanticTokenizer":
         """The same tokenizer without the cosine stack, which only training uses. This is the form to publish."""
         bare = copy.deepcopy(self)

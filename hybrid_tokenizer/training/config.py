@@ -19,6 +19,10 @@ AT_LEAST_ONE = (
 AT_LEAST_ZERO = ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "num_workers", "seed")
 
 
+SHORT_RUN = 24
+"""Steps that show that a run works."""
+
+
 def machine_threads() -> int:
     """The cores that this process may use, divided by the training processes on the machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -28,8 +32,10 @@ def machine_threads() -> int:
 class TrainingConfig:
     """The loop's options, the same for every stage."""
 
-    max_steps: int = 24
+    max_steps: int = SHORT_RUN
     """Optimizer steps of the whole run. 24 show within minutes on a CPU that a run works; a recipe sets a real length."""
+    epochs: float | None = None
+    """Passes over the training images, in place of `max_steps`."""
     batch_size: int = 8
     """Images per micro-batch of one process. A step sees batch_size * accumulation * processes images."""
     accumulation: int = 1
@@ -111,6 +117,8 @@ class TrainingConfig:
             raise HybridTokenizerError(
                 f"training.max_grad_norm={self.max_grad_norm} must be positive; a large one clips nothing"
             )
+        if self.epochs is not None and self.epochs <= 0:
+            raise HybridTokenizerError(f"training.epochs={self.epochs} must be positive; null counts max_steps")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise HybridTokenizerError(f"training.max_minutes={self.max_minutes} must be positive; null sets no limit")
         if not 0 <= self.ema_decay < 1:
@@ -250,11 +258,19 @@ class ContrastiveOptions:
     """Eq. 6 as printed: image to text only, without smoothing."""
     reference_gather: bool = False
     """Gather features without gradient as SEED does, which halves the gradient of the same loss."""
+    chunk_size: int | None = None
+    """Pairs whose activations are in memory at once. Features are computed chunk by chunk without activations, eq. 6 is taken
+    over the whole batch of all processes, and each chunk runs again for its gradient (GradCache): a large `batch_size` then
+    costs the memory of a small one, for a second forward pass. null runs the batch as one."""
 
     def __post_init__(self) -> None:
         check_not_negative("contrastive", self)
         if self.text not in (SENTENCE, QFORMER):
             raise HybridTokenizerError(f"contrastive.text={self.text!r} is unknown; use {SENTENCE} or {QFORMER}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise HybridTokenizerError(
+                f"contrastive.chunk_size={self.chunk_size} must be at least 1; null is no chunks"
+            )
         if self.distillation and (self.text != SENTENCE or not self.train_vision):
             raise HybridTokenizerError(
                 f"contrastive.distillation={self.distillation} teaches a vision encoder from random weights, with "

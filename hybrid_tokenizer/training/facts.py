@@ -26,7 +26,7 @@ WITHOUT_EFFECT = (
     "training.progress", "training.allow_changes",
 )  # fmt: skip
 """Options that change neither weights nor validation figures."""
-LISTED = ("training.max_steps", "training.num_threads")
+LISTED = ("training.max_steps", "training.epochs", "training.num_threads")
 """Options that a resumed run may change, which is said: a longer run, and another machine, whose sums round differently."""
 DATA, FROZEN, PRECISION, PROCESSES = "the data", "the frozen weights", "training.mixed_precision", "processes"
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.images import resize_bicubic
@@ -78,17 +79,15 @@ class ContrastiveObjective(Objective):
         """The learnt temperature, or its floor where that is higher."""
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        image_embeds = self.model.image_embeds(batch["images"])
-        causal_embeds = self.model.causal_qformer(image_embeds)
+        image_features, text_features, further = self.features(batch["images"], text_of(batch))
         contrastive = contrastive_loss(
-            self.image_features(causal_embeds),
-            self.text_features(text_of(batch)),
+            image_features,
+            text_features,
             self.floored_temperature(),
             label_smoothing=self.options.label_smoothing,
             literal_eq6=self.options.literal_eq6,
             reference_gather=self.options.reference_gather,
         )
-        further = self.further_losses(batch, image_embeds)
         total = contrastive + sum(getattr(self.options, name) * value for name, value in further.items())
         return {
             "contrastive": contrastive,
@@ -96,6 +95,37 @@ class ContrastiveObjective(Objective):
             **further,
             "total": total,
         }
+
+    def features(
+        self, images: Float[Tensor, "b 3 h w"], captions: list[str]
+    ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b f"], dict[str, Float[Tensor, ""]]]:
+        """Both sides of eq. 6 and the losses beside it, in chunks that run again for their gradient."""
+        size, replayed = self.options.chunk_size, torch.is_grad_enabled()
+        if size is None or size >= len(captions):
+            return self.features_of_chunk(images, captions)
+        parts = []
+        for first in range(0, len(captions), size):
+            chunk = images[first : first + size], captions[first : first + size]
+            parts.append(
+                checkpoint(self.features_of_chunk, *chunk, use_reentrant=False)
+                if replayed
+                else self.features_of_chunk(*chunk)
+            )
+        of_images, of_texts, losses = zip(*parts, strict=True)
+        shares = [len(part) / len(captions) for part in of_images]
+        further = {
+            name: torch.stack([share * one[name] for share, one in zip(shares, losses, strict=True)]).sum()
+            for name in losses[0]
+        }
+        return torch.cat(of_images), torch.cat(of_texts), further
+
+    def features_of_chunk(
+        self, images: Float[Tensor, "b 3 h w"], captions: list[str]
+    ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b f"], dict[str, Float[Tensor, ""]]]:
+        """The same for images whose activations fit in memory together."""
+        image_embeds = self.model.image_embeds(images)
+        image_features = self.image_features(self.model.causal_qformer(image_embeds))
+        return image_features, self.text_features(captions), self.further_losses({"images": images}, image_embeds)
 
     def further_losses(self, batch: dict[str, Any], image_embeds: Tensor) -> dict[str, Float[Tensor, ""]]:
         """Losses beside eq. 6. Each is weighted by the option of its name."""
@@ -212,8 +242,9 @@ class QuantizeObjective(Objective):
     ):
         """text: gives the targets of eq. 8, as wide as the generation embeddings; None is the embedded sentence encoder."""
         super().__init__()
-        if model.cosine is None:
-            raise HybridTokenizerError("stage=quantize needs the cosine stack of eq. 7; set semantic.cosine_stack=true")
+        if model.cosine is None:  # a published tokenizer
+            model = model.with_cosine_stack()
+            print("the cosine stack of eq. 7 starts from random weights: this tokenizer comes without it", flush=True)
         text = MiniLMText() if text is None else text
         made = (model.config.num_generation_embeds, model.config.generation_width)
         if made != (text.length, text.width):

@@ -1,5 +1,8 @@
 """Turns a run's configuration into what the loop takes: the model at its start, the training stream, validation batches."""
 
+import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.guide.warm_start import start_from
 from hybrid_tokenizer.images import fit_square, from_pil
 from hybrid_tokenizer.semantic import SemanticConfig, SemanticTokenizer
-from hybrid_tokenizer.training.config import TrainingConfig
+from hybrid_tokenizer.training.config import SHORT_RUN, TrainingConfig
 
 INDEX_FOLDER = "cache/shards"
 """Where a run's folder keeps the indexes of the WebDataset shards that it reads."""
@@ -73,6 +76,29 @@ def validation_batches(
     return [
         collate(samples[start : start + training.batch_size]) for start in range(0, len(samples), training.batch_size)
     ]
+
+
+def with_length(training: TrainingConfig, epoch_length: int, model_name: str, recipe: str) -> TrainingConfig:
+    """The options with the steps of `training.epochs`, where those are given.
+
+    Args:
+        epoch_length: images of one pass over the data.
+        model_name: "sd15" must have a length.
+        recipe: the recipe that gives one, for the error.
+
+    Raises:
+        HybridTokenizerError: the paper's sizes without a length, whose short run would end in its warm-up.
+    """
+    if training.epochs is not None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        per_step = training.batch_size * training.accumulation * processes
+        return replace(training, max_steps=max(1, math.ceil(training.epochs * epoch_length / per_step)))
+    if model_name == "sd15" and training.max_steps == SHORT_RUN:
+        raise HybridTokenizerError(
+            f"model=sd15 needs a length, and the default training.max_steps={SHORT_RUN} only shows that a run works; give "
+            f"recipe={recipe}, training.epochs=N or another training.max_steps"
+        )
+    return training
 
 
 def start_guide(config: GuideConfig, init: str | None) -> GuideTokenizer:
