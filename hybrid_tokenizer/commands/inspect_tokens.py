@@ -37,9 +37,10 @@ def main(config: InspectConfig) -> None:
         batches = [
             dataset.to_hybrid_tokens(one) for one in dataset.batches(dataset.spread(config.sample), config.batch_size)
         ]
-        stable = stability(tokenizer, batches)
+        decoded = [tokenizer.decode(tokens) for tokens in batches]
+        stable = stability(tokenizer, batches, decoded)
         found["kinds"] = [row | {"stable": stable[row["kind"]]} for row in found["kinds"]]
-        found |= {"sample": sum(map(len, batches)), "damage": robustness(tokenizer, batches, config.seed)}
+        found |= {"sample": sum(map(len, batches)), "damage": robustness(tokenizer, batches, decoded, config.seed)}
     found |= {"tokenizer": dataset.source._asdict(), "provenance": provenance()}
     folder = Path(config.output_dir)
     write_json(folder / "inspect.json", found)

@@ -1,7 +1,7 @@
 """What a folder of tokens holds: how its codes are used, what they cost, and how they hold when decoded."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,12 +110,15 @@ def inspect_codes(dataset: TokenDataset, max_rows: int | None) -> dict[str, Any]
 
 
 def stability(
-    tokenizer: HybridTokenizer, batches: Iterator[HybridTokens] | list[HybridTokens]
-) -> dict[str, Float[Tensor, ""] | float]:
-    """The share of ids that decoding and encoding again leaves as they were, per kind."""
+    tokenizer: HybridTokenizer, batches: Sequence[HybridTokens], decoded: Sequence[Float[Tensor, "b 3 h w"]]
+) -> dict[str, float]:
+    """The share of ids that decoding and encoding again leaves as they were, per kind.
+
+    decoded: the images of each batch of tokens.
+    """
     equal: dict[str, list[float]] = {}
-    for tokens in batches:
-        again = tokenizer.encode(tokenizer.decode(tokens), guide_scales=len(tokens.guide_indices), search_steps=0)
+    for tokens, images in zip(batches, decoded, strict=True):
+        again = tokenizer.encode(images, guide_scales=len(tokens.guide_indices), search_steps=0)
         grids = zip(tokens.grid_shapes, tokens.guide_indices, again.guide_indices, strict=True)
         pairs = [("semantic", tokens.semantic_indices, again.semantic_indices)]
         pairs += [(f"guide {height}x{width}", before, after) for (height, width), before, after in grids]
@@ -124,18 +127,25 @@ def stability(
     return {name: sum(shares) / len(shares) for name, shares in equal.items()}
 
 
-def robustness(tokenizer: HybridTokenizer, batches: list[HybridTokens], seed: int) -> list[dict[str, Any]]:
+def robustness(
+    tokenizer: HybridTokenizer,
+    batches: Sequence[HybridTokens],
+    decoded: Sequence[Float[Tensor, "b 3 h w"]],
+    seed: int,
+) -> list[dict[str, Any]]:
     """PSNR of images decoded from damaged ids to those of the whole ids. A share of the ids of one kind, or of all, is drawn
-    anew from the codebook."""
+    anew from the codebook.
+
+    decoded: the images of each batch of tokens.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for name in ("semantic", "guide", "all"):
         for share in CORRUPTED_SHARES:
             errors = []
-            for tokens in batches:
+            for tokens, images in zip(batches, decoded, strict=True):
                 damaged = _corrupt(tokens, share, name, tokenizer, generator)
-                difference = tokenizer.decode(damaged) - tokenizer.decode(tokens)
-                errors += difference.square().flatten(1).mean(1).tolist()
+                errors += (tokenizer.decode(damaged) - images).square().flatten(1).mean(1).tolist()
             mean = sum(10 * math.log10(4 / max(error, 1e-12)) for error in errors) / len(errors)
             rows.append({"kind": name, "share": share, "psnr": mean})
     return rows
