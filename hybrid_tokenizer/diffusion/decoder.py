@@ -34,6 +34,8 @@ from hybrid_tokenizer.diffusion.pretrained import (
     HUB_PATTERNS,
     NULL_CONDITION_NAME,
     UNET_CLASS,
+    check_computes,
+    failure_explained,
     model_class,
     null_condition_of_text_encoder,
     plain_config,
@@ -223,6 +225,7 @@ class DiffusionDecoder(nn.Module):
             torch.set_grad_enabled(differentiable),
             tqdm(total=plan.num_unet_calls, disable=not progress, desc="decode", unit="step") as bar,
             remembered_conditions(self.unet),
+            failure_explained(self.unet, self.vae, self.config),
         ):
             guide_latents = None
             if guide_images is not None:
@@ -235,7 +238,10 @@ class DiffusionDecoder(nn.Module):
             # Without embeddings both halves of guidance would be the same call.
             guided = generation_embeds is not None and chosen.guidance_scale != 1
             latents = self._denoise(plan, latents, predictor(condition, null if guided else None))
-            return clamp_finite(self.decode_latents(latents, decode_chunk_size))
+            images = self.decode_latents(latents, decode_chunk_size)
+            if tuple(images.shape[-2:]) != tuple(size):
+                check_computes(self.unet, self.vae, self.config)
+            return clamp_finite(images)
 
     def _plan(
         self,

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hybrid_tokenizer.checkpoints.configs import UNREADABLE
+from hybrid_tokenizer.checkpoints.configs import UNREADABLE, one_line
 from hybrid_tokenizer.checkpoints.files import (
     CONFIG_NAME,
     check_finite,
@@ -84,6 +86,66 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
         for key, value in model.config.items()
         if key in accepted and (value is not None or accepted[key].default is not None)
     }
+
+
+@contextmanager
+def failure_explained(unet: nn.Module, vae: nn.Module, config: DiffusionConfig) -> Iterator[None]:
+    """Say in one line what is wrong with the networks where that is why a decode fails; any other error stays as it is."""
+    try:
+        yield
+    except HybridTokenizerError:
+        raise
+    except UNREADABLE:
+        check_computes(unet, vae, config)
+        raise
+
+
+def check_computes(unet: nn.Module, vae: nn.Module, config: DiffusionConfig) -> None:
+    """Raise where the networks cannot be run one after the other, or make another size than they are asked for.
+
+    Their configurations hold words and numbers that diffusers reads in a forward pass alone. The pass here is one over shapes:
+    nothing is computed, and no memory is used.
+    """
+    side = 2 ** len(unet.config.block_out_channels)
+    pixels, latents = (1, 3, *(side * config.vae_factor,) * 2), (1, config.latent_channels, side, side)
+    inputs = (1, unet.config.in_channels, side, side)
+    condition = (1, config.num_condition_tokens, config.cross_attention_dim)
+    with one_line("the diffusion component"):
+        encoded = _on_meta(vae, "encode", pixels)
+        encoded = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        decoded = _on_meta(vae, "decode", latents).sample
+        predicted = _on_meta(unet, "forward", inputs, torch.zeros((), dtype=torch.long), condition).sample
+    for what, output, expected in (
+        ("the VAE encodes to", encoded, latents),
+        ("the VAE decodes to", decoded, pixels),
+        ("the U-Net predicts", predicted, latents),
+    ):
+        if tuple(output.shape) != expected:
+            raise HybridTokenizerError(
+                f"{what} {tuple(output.shape)}, expected {expected}; a config.json of the diffusion component is damaged, download "
+                "it again"
+            )
+
+
+class _Method(nn.Module):
+    """A method of a model as a forward pass."""
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *arguments: Any) -> Any:
+        return getattr(self.model, self.name)(*arguments)
+
+
+def _on_meta(model: nn.Module, method: str, *arguments: Any) -> Any:
+    """What a method returns, as shapes. Tuples stand for tensors of that shape."""
+    wrapped = _Method(model, method)
+    weights = {name: value.to("meta") for name, value in (*wrapped.named_parameters(), *wrapped.named_buffers())}
+    dtype = next(model.parameters()).dtype
+    given = tuple(torch.empty(one, dtype=dtype, device="meta") if isinstance(one, tuple) else one.to("meta") for one in arguments)  # fmt: skip
+    with torch.no_grad():
+        return torch.func.functional_call(wrapped, weights, given)
 
 
 def read_null_condition(path: Path) -> Float[Tensor, "1 n d"]:

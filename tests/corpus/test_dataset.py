@@ -157,6 +157,40 @@ def test_a_folder_that_is_being_filled_is_refused(tokens, tmp_path):
         TokenDataset(tmp_path / "half")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_rows": 44}, " says num_rows 44, and its files do not add up to that; tokenize again"),
+        ({"num_rows": "43"}, ": num_rows is '43', expected a whole number; correct it or download it again"),
+        ({"files": None}, ": files is None, expected a list; correct it or download it again"),
+        ({"files": [3]}, ": files[0] is 3, expected an object; correct it or download it again"),
+        ({"grid_shapes": [[2, 2, 2]]}, ": a grid is [2, 2, 2], expected (height, width) in pixels"),
+        ({"grid_shapes": [[0, 2]]}, ": a grid is 0, expected a whole number from 1 to 65536 pixels"),
+        ({"options": {"data": {"image_size": 1e9}}}, ": data: image_size is 1000000000.0, expected a whole number; correct it or download it again"),
+        ({"tokenizer": {"name": "small"}}, ": tokenizer has no hash, semantic_codebook_size, guide_codebook_size: it is of another kind or another version of TokenizerFacts; give the right folder"),
+    ],
+)  # fmt: skip
+def test_a_damaged_listing_is_one_line(tokens, tmp_path, change, message):
+    listing = tmp_path / "dataset.json"
+    listing.write_text(json.dumps(json.loads((tokens / "dataset.json").read_text()) | change))
+    with pytest.raises(HybridTokenizerError) as caught:
+        TokenDataset(tmp_path)
+    assert str(caught.value).replace("a side of ", "") == f"{listing}{message}"
+
+
+def test_damaged_rows_are_one_line(tokens, tmp_path):
+    shutil.copytree(tokens, tmp_path / "copy")
+    (file, *_) = sorted((tmp_path / "copy" / "data").iterdir())
+    whole = file.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :]):
+        file.write_bytes(damaged)
+        dataset = TokenDataset(tmp_path / "copy")
+        with pytest.raises(HybridTokenizerError) as caught:
+            [dataset[index] for index in range(len(dataset))]
+        assert str(caught.value).startswith(f"{file} is damaged or incomplete (")
+        assert str(caught.value).endswith("); tokenize again") and "\n" not in str(caught.value)
+
+
 def test_files_that_the_dataset_does_not_name_are_not_read(tokens, tmp_path):
     shutil.copytree(tokens, tmp_path / "copy")
     (tmp_path / "copy" / "data" / "tokens-00009-of-00009.parquet").write_bytes(b"half of a file")

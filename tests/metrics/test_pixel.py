@@ -112,6 +112,13 @@ def test_paper_compat_is_stricter_than_ssim(photographs, damaged):
     assert (pixel.ssim_paper_compat(damaged, photographs) < pixel.ssim(damaged, photographs)).all()
 
 
+def test_paper_compat_of_almost_flat_pictures_stays_in_its_range():
+    flat = torch.full((4, 3, 32, 32), 184 / 127.5 - 1)
+    almost = flat + 0.001 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    assert pixel._ssim("ssim", almost, flat + 0.1, 1).max() > 1.5
+    assert pixel.ssim_paper_compat(almost, flat + 0.1).max() == 1
+
+
 def test_high_frequency_energy_tells_smooth_from_noisy(photographs):
     smooth = resize_bicubic(resize_bicubic(photographs, (48, 44)), (192, 176)).clamp(-1, 1)
     noisy = (photographs + 0.2 * torch.randn_like(photographs)).clamp(-1, 1)
