@@ -88,8 +88,16 @@ def _crc(file: BufferedIOBase, kind: bytes, length: int) -> bytes:
 def _check_jpeg(file: BufferedIOBase, image: Image.Image, full: bool) -> Check:
     file.seek(0)
     data = file.read()
-    start, end = _coded_part(data)
-    _check_scans(data, start, end, len(image.getbands()))
+    start = _first_scan(data)
+    in_one_scan = _has_everything(data, start, len(image.getbands()))
+    zeros = data.find(bytes(LONGEST_RUN + 1), start) >= 0
+    if in_one_scan and not zeros:
+        end = len(data)  # not looked for: nothing below depends on it
+    else:
+        end = data.find(b"\xff\xd9", start)  # of the first picture
+        end = len(data) if end < 0 else end
+    if not in_one_scan:
+        _check_scans(data, start, end, len(image.getbands()))
     if full and (complaint := _libjpeg_complaint(data, image.mode)):
         raise ValueError(complaint)
     run = _longest_zero_run(data, start, end)
@@ -102,19 +110,24 @@ def _check_jpeg(file: BufferedIOBase, image: Image.Image, full: bool) -> Check:
     return check
 
 
-def _coded_part(data: bytes) -> tuple[int, int]:
-    """From the first scan's marker to the end mark of the first picture; empty where the segments lead nowhere."""
+def _first_scan(data: bytes) -> int:
+    """Where the first scan's marker is; the end where the segments lead nowhere."""
     position = 2
     while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
         marker = data[position + 1]
         if marker == 0xDA:
-            end = data.find(b"\xff\xd9", position)
-            return position, len(data) if end < 0 else end
+            return position
         if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # fill bytes, marks without a length
             position += 1 if marker == 0xFF else 2
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return len(data), len(data)
+    return len(data)
+
+
+def _has_everything(data: bytes, start: int, components: int) -> bool:
+    """Whether the first scan has all components to the last bit, as in every JPEG that is not progressive, as a rule."""
+    head = data[start + 4 : start + 8 + 2 * components]
+    return len(head) == 4 + 2 * components and head[0] == components and head[-3:] == b"\0\x3f\0"
 
 
 def _check_scans(data: bytes, start: int, end: int, components: int) -> None:
