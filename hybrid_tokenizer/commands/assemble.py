@@ -9,10 +9,10 @@ from hybrid_tokenizer.errors import HybridTokenizerError, printable
 
 def read_options(path: Path) -> dict[str, Any]:
     """Decode options from a JSON file: the options themselves, or what a decode sweep recommends (`eval_decode.json`)."""
-    from hybrid_tokenizer.checkpoints.files import read_config
+    from hybrid_tokenizer.checkpoints.files import read_json
 
-    values = read_config(path)
-    return values.get("recommended", values)
+    values = read_json(path)  # a sweep's report holds large numbers, such as bytes of memory, that no configuration has
+    return values.get("recommended", values) if isinstance(values, dict) else values
 
 
 def run(options: argparse.Namespace) -> None:

@@ -39,13 +39,13 @@ def narrow_seed(published: Layout) -> Layout:
 
 
 def narrow_diffusion() -> DiffusionConfig:
-    """Stable Diffusion's classes for images of 64 px."""
+    """Stable Diffusion's classes for images of 128 px."""
     config = DiffusionConfig.sd15()
     config.unet |= {
-        "sample_size": 8, "block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "attention_head_dim": 4,
+        "sample_size": 16, "block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "attention_head_dim": 4,
         "cross_attention_dim": NARROW[768],
     }  # fmt: skip
-    config.vae |= {"block_out_channels": CHANNELS, "layers_per_block": 1, "sample_size": 64}
+    config.vae |= {"block_out_channels": CHANNELS, "layers_per_block": 1, "sample_size": 128}
     return config
 
 
