@@ -21,9 +21,9 @@ def run(options: argparse.Namespace) -> None:
     images = EvalImages.open(source, options.image_size or tokenizer.native_size)
     targets = [options.output.expanduser() / f"{label}{TOKEN_SUFFIX}" for label in labels(images.names)]
     check_new(targets)
-    for batch in images.batches(options.batch_size):
-        tokens = tokenizer.encode(batch.references, search_steps=options.search_steps)
-        for row, position in enumerate(batch.positions):
+    for positions, crops in images.stacks(options.batch_size):
+        tokens = tokenizer.encode(crops, search_steps=options.search_steps)
+        for row, position in enumerate(positions):
             targets[position].parent.mkdir(parents=True, exist_ok=True)
             tokens[row : row + 1].save(targets[position])
     bits = tokens.bits(tokenizer.semantic.codebook_size, tokenizer.guide.codebook_size)

@@ -29,9 +29,8 @@ def main(config: ReconstructConfig) -> None:
     outputs = [f"{name}{ending}" for name in names for ending in (ALONE, BESIDE)]
     check_outputs(config.output_dir, outputs, [Path(config.input or "", name) for name in images.sources])
     with tqdm(total=len(images), desc="reconstructing", unit="image") as bar:
-        for start in range(0, len(images), config.batch_size):
-            positions = range(start, min(start + config.batch_size, len(images)))
-            references = torch.stack([images[position] for position in positions]).to(device)
+        for positions, crops in images.stacks(config.batch_size):
+            references = crops.to(device)
             generator = torch.Generator().manual_seed(config.seed)
             batch = EvalBatch(positions, references, next_images=references)  # which only controls read
             output, tokens, _ = reconstruct(tokenizer, batch, generator)

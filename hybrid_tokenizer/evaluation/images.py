@@ -198,6 +198,12 @@ class EvalImages:
             batch = self._batch(start, batch_size)
             yield batch._replace(references=batch.references.to(device), next_images=batch.next_images.to(device))
 
+    def stacks(self, batch_size: int) -> Iterator[tuple[range, Float[Tensor, "b 3 r r"]]]:
+        """Positions and crops alone, without the next images that only controls read."""
+        for start in range(0, len(self), batch_size):
+            positions = range(start, min(start + batch_size, len(self)))
+            yield positions, torch.stack([self[position] for position in positions])
+
     def _batch(self, start: int, batch_size: int) -> EvalBatch:
         stop = min(start + batch_size, len(self))
         images = [self[i] for i in range(start, stop)]

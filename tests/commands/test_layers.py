@@ -26,8 +26,9 @@ tokenizer = HybridTokenizer.from_pretrained("tiny")
 tokens = tokenizer.encode("cat.png")
 images = tokenizer.decode(tokens, seed=0)
 said["shape"], said["psnr"] = list(images.shape), metrics.psnr(images, torch.zeros_like(images)).item()
-sys.argv = ["hybrid-tokenizer", "reconstruct", "cat.png", "output_dir=out"]
-cli.main()
+for words in ("reconstruct cat.png output_dir=out", "encode cat.png --output tokens", "decode tokens/cat.safetensors --output decoded"):
+    sys.argv = ["hybrid-tokenizer", *words.split()]
+    cli.main()
 for name, command in cli.COMMANDS.items():
     if command.extra:
         try:
@@ -58,6 +59,7 @@ def test_the_core_loads_encodes_decodes_and_reconstructs(core):
     (result, folder) = core
     assert result["said"]["shape"] == [1, 3, 256, 256]
     assert (folder / "out/cat.side_by_side.png").stat().st_size > 10_000
+    assert (folder / "decoded/cat.png").stat().st_size > 10_000
     assert {"torchvision", "wandb", "pytorch_msssim", "piq", "fastapi", "ray", "peft", "scipy", "matplotlib"} <= set(result["hidden"])  # fmt: skip
 
 
