@@ -136,7 +136,7 @@ def test_epochs_are_steps_and_the_papers_sizes_need_a_length(monkeypatch):
         HybridTokenizerError, match=r"model=sd15 needs a length.* give recipe=sd15_guide, training\.epochs=N"
     ):
         with_length(TrainingConfig(), 100, "sd15", "sd15_guide")
-    with pytest.raises(HybridTokenizerError, match=r"training\.epochs=0 must be positive"):
-        TrainingConfig(epochs=0)
+    with pytest.raises(HybridTokenizerError, match=r"training\.epochs=0\.0 must be positive"):
+        TrainingConfig(epochs=0.0)
     with pytest.raises(HybridTokenizerError, match=r"contrastive\.chunk_size=0 must be at least 1"):
         ContrastiveOptions(chunk_size=0)
