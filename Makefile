@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/eval_recon.py model=tiny data.root=null output_dir=outputs/demo
 
 test: $(INSTALLED)
-	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # 20,000 damaged inputs: CASES for every door, times its share; the tests run 30
 CASES ?= 1020

@@ -153,7 +153,7 @@ def messages_in_the_code():
 def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
     listed = re.findall(r"^### `(.*)`$", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.M)
     assert len(listed) == len(set(listed)) == 20
-    assert [message for message in listed if message not in set(messages_in_the_code())] == []
+    assert set(listed) - set(messages_in_the_code()) == set()
 
 
 def test_the_connection_limits_are_those_of_the_server():

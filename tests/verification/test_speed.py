@@ -8,12 +8,13 @@ import torch
 from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.verification.speed import running
 from hybrid_tokenizer.verification.speed.alternatives import PlainPipeline
 from hybrid_tokenizer.verification.speed.bench import Bench
 from hybrid_tokenizer.verification.speed.coding import decode_bf16, decode_contest
 from hybrid_tokenizer.verification.speed.config import GPU_ROWS, BenchmarkConfig
 from hybrid_tokenizer.verification.speed.rows import BUILDERS, report, run_rows
-from hybrid_tokenizer.verification.speed.running import peak_memory
+from hybrid_tokenizer.verification.speed.running import PLAIN_IMPORTS, peak_memory, seconds_after_torch
 from hybrid_tokenizer.verification.speed.timing import Contest, Timed, measure
 
 FORM = {"name", "ours", "alternative", "unit", "ratio", "max_output_difference"}
@@ -137,9 +138,16 @@ def test_the_harness_measures_as_scikit_image_does():
     assert row["n"] > config.batch_size and row["max_output_difference"] < 1e-4
 
 
-def test_importing_the_package_is_light():
+def test_importing_the_package_is_measured_against_the_plain_imports(monkeypatch):
+    """That it loads no model library is tested in test_api.py."""
+    measured = {"import hybrid_tokenizer": 0.5, "from hybrid_tokenizer import HybridTokenizer": 3.0, PLAIN_IMPORTS: 2.0}
+    monkeypatch.setattr(running, "seconds_after_torch", measured.__getitem__)
     (row,) = run_rows(BenchmarkConfig(rows=["import"], repeats=1), torch.device("cpu"), lambda line: None)
-    assert row["name"] == "import" and row["ours"] < 0.3 < row["alternative"]
+    assert (row["ours"], row["alternative"], row["ratio"], row["import_of_HybridTokenizer"]) == (0.5, 2.0, 4.0, 3.0)
+
+
+def test_a_statement_is_timed_in_a_fresh_interpreter():
+    assert 0.2 <= seconds_after_torch("time.sleep(0.2)") < 5
 
 
 def test_unknown_rows_are_refused():

@@ -125,7 +125,7 @@ def test_which_score_ranks_and_who_shares():
     [
         ({"score_weights": {"pick": "x"}}, "score_weights names pick"),
         ({"rank_by": "pick"}, "is no score"),
-        ({"dtype": "half"}, "float32 or bfloat16"),
+        ({"dtype": "half"}, "dtype='half' is unknown; use float32"),
         ({"seeds": []}, "different whole numbers"),
     ],
 )
