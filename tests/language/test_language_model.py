@@ -100,6 +100,7 @@ def test_a_published_model_keeps_what_it_says_of_text(tmp_path):
 def test_lora_trains_adapters_and_the_rows_of_images_alone(tied, tmp_path):
     base = base_folder(tmp_path, tied)
     model, _, vocabulary = built(read_text_tokenizer(base), base=base, lora_rank=2)
+    model.double()  # merging rounds the weights, and rounding in fp32 can exceed any tight bound
     before = {name: value.clone() for name, value in merged(model).state_dict().items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(map(torch.numel, trained)) < 0.4 * sum(map(torch.numel, model.parameters()))
@@ -112,7 +113,7 @@ def test_lora_trains_adapters_and_the_rows_of_images_alone(tied, tmp_path):
         optimizer.zero_grad()
     whole = merged(model)
     assert isinstance(whole, LlamaForCausalLM)
-    torch.testing.assert_close(whole(ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole(ids).logits, model(input_ids=ids).logits, rtol=1e-9, atol=1e-9)
     after = whole.state_dict()
     assert set(after) == set(before)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):

@@ -16,7 +16,7 @@ def test_a_run_stops_after_its_step_and_resumes_with_the_same_weights(pictures, 
         options = ["training.max_steps=3", "training.save_every=50", "training.num_workers=1"]
         return ["train_guide.py", f"data.root={pictures}", f"output_dir={folder}", *SMALL_GUIDE, *options]
 
-    forward = GuideObjective.forward
+    forward, handler = GuideObjective.forward, signal.getsignal(signal.SIGINT)
 
     def pressing(self, batch, step):
         if step == 1:
@@ -27,7 +27,7 @@ def test_a_run_stops_after_its_step_and_resumes_with_the_same_weights(pictures, 
         patch.setattr(GuideObjective, "forward", pressing)
         assert run_script(*arguments("stopped")) == 130
     assert "stopped at step 2; run the same command to resume" in capfd.readouterr().out.splitlines()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert run_script(*arguments("stopped")) is None
     final = tmp_path / "stopped" / "final"
     assert capfd.readouterr().out.splitlines()[-1] == (

@@ -59,7 +59,7 @@ def pairs(config: GpuCheckConfig, folder: Path) -> Path:
     for number, (name, picture) in enumerate(pictures):
         picture.thumbnail((320, 320))
         picture.save(folder / f"{number:03d}.png")
-        lines.append(json.dumps({"file_name": f"{number:03d}.png", "text": f"a picture called {name}"}))
+        lines.append(json.dumps({"file": f"{number:03d}.png", "captions": [f"a picture called {name}"]}))
     write_atomic(folder / "captions.jsonl", "\n".join(lines).encode())
     return folder
 
@@ -99,7 +99,8 @@ def resume(config: GpuCheckConfig, scratch: Path) -> Iterator[Row]:
     while child.poll() is None and not any(checkpoints.glob("step-*")):
         time.sleep(POLL_SECONDS)
     child.send_signal(signal.SIGKILL)
-    yield Row("the killed run ended by", signal.Signals(-child.wait()).name if child.returncode < 0 else "itself", "", "SIGKILL", child.returncode == -signal.SIGKILL)  # fmt: skip
+    killed = child.wait() == -signal.SIGKILL
+    yield Row("the first start was killed", "yes" if killed else "no", "", "yes", killed)
     _finish(command, config)
     first, second = (load_file(scratch / name / "final" / "model.safetensors") for name in ("unbroken", "killed"))
     difference = max((first[name].double() - second[name].double()).abs().max().item() for name in first)
@@ -151,5 +152,5 @@ def _finish(command: Sequence[str], config: GpuCheckConfig, device: str | None =
     done = subprocess.run(command, env=environment(config, device or config.device), stdout=subprocess.PIPE, text=True)
     print(done.stdout, flush=True)
     if done.returncode:
-        raise HybridTokenizerError(f"{' '.join(command[1:5])} ... ended with {done.returncode}; its output is in the section's log")  # fmt: skip
+        raise HybridTokenizerError(f"a child process ended with exit code {done.returncode}; its output is above")
     return done.stdout
