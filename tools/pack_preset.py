@@ -37,7 +37,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--start", choices=STARTS, help="recommended decoding: how it starts")
     parser.add_argument("--strength", type=float, help="recommended decoding: share of the schedule")
     parser.add_argument("--steps", type=int, help="recommended decoding: steps of the whole schedule")
-    parser.add_argument("--inversion", choices=INVERSION_CONDITIONS, help="recommended decoding: condition of the inversion")
+    parser.add_argument(
+        "--inversion", choices=INVERSION_CONDITIONS, help="recommended decoding: condition of the inversion"
+    )
     parser.add_argument("--guidance", type=float, help="recommended decoding: guidance scale")
     parser.add_argument("--search-steps", type=int, default=0, help="recommended encoding (%(default)s)")
     return parser.parse_args()
