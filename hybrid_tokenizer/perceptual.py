@@ -32,7 +32,7 @@ CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red in 0..255
 
 
 def efficientnet_weights_path(name: str) -> Path:
-    """Where the installed package keeps the ImageNet weights of `lite0` (trains), `lite1` (chooses) or `lite2` (judges)."""
+    """Where the installed package keeps the ImageNet weights of `lite0` (trains), `lite1` (chooses) or `lite2` (validates)."""
     if name not in _WEIGHTS:
         raise HybridTokenizerError(f"feature network {name!r} is unknown; use one of {', '.join(_WEIGHTS)}")
     module, locator = _WEIGHTS[name]

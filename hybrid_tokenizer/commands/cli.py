@@ -1,6 +1,6 @@
 """`hybrid-tokenizer COMMAND ...`: one name for every command. A command's module is imported when it runs.
 
-`scripts/NAME.py` and `python -m hybrid_tokenizer COMMAND` enter here too, so that help, paths and messages are the same.
+`scripts/NAME.py` and `python -m hybrid_tokenizer.commands.cli COMMAND` enter here too, so that help, paths and messages are the same.
 """
 
 import difflib
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import NamedTuple
 
 from hybrid_tokenizer.errors import HybridTokenizerError, optional
@@ -92,7 +93,7 @@ def with_paths(command: Command, arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     alone = [
         "=" not in one and not one.startswith("-") and before not in FLAGS_WITH_A_VALUE
-        for before, one in zip(["", *arguments], arguments, strict=False)
+        for before, one in pairwise(["", *arguments])
     ]
     return [f"{command.path}={one}" if path else one for path, one in zip(alone, arguments, strict=True)]
 

@@ -220,11 +220,11 @@ def caption_column(schema: pa.Schema, columns: ColumnConfig, where: Path) -> str
 
 
 def _table_rows(table: pa.Table, entries: list[Entry], columns: ColumnConfig, where: Path) -> Iterator[Fetched]:
-    """Entries of a table whose rows are theirs."""
+    """The entries with their images and captions. Row i of the table belongs to entry i."""
     images = table.column(image_column(table.schema, columns, where))
     name = caption_column(table.schema, columns, where)
-    texts = table.column(name) if name else itertools.repeat(None)
-    for entry, image, text in zip(entries, images, texts, strict=False):
+    texts = table.column(name) if name else itertools.repeat(None, len(entries))
+    for entry, image, text in zip(entries, images, texts, strict=True):
         value, listed = image.as_py(), None if text is None else text.as_py()
         if isinstance(value, dict):
             value = value["bytes"]

@@ -277,6 +277,7 @@ def _check_tiff(file: BufferedIOBase, image: Image.Image, full: bool) -> Check:
     if compression == UNCOMPRESSED:
         return _check_rows if tail else _no_check
     for offsets, counts in ((STRIPS, STRIP_LENGTHS), (TILES, TILE_LENGTHS)):
+        # a file may list more offsets than lengths; only pairs say where coded data is
         for offset, count in zip(_numbers(tags.get(offsets)), _numbers(tags.get(counts)), strict=False):
             run = min(offset + count, size) - max(offset, size - tail)
             if compression in WITHOUT_CHECKSUM:

@@ -52,7 +52,7 @@ class SecurityHeaders:
 
         try:
             await self.app(scope, receive, send_with_headers)
-        except Exception:
+        except Exception:  # raised again below; the answer needs the headers too
             if not started:
                 failed = error_response(500, "the server failed on this request; its console shows why; try again")
                 await failed(scope, receive, send_with_headers)

@@ -41,10 +41,12 @@ PRECISIONS = {
 class Coding:
     """The tokenizer and the pictures that the sections share."""
 
-    def __init__(self, config: GpuCheckConfig):
+    def __init__(self, config: GpuCheckConfig, images: int | None = None):
         self.config = config
         self.device = torch.device(config.device)
-        self.bench = Bench(BenchmarkConfig(data_root=config.pictures, batch_size=config.sizes.images), self.device)
+        self.bench = Bench(
+            BenchmarkConfig(data_root=config.pictures, batch_size=images or config.sizes.images), self.device
+        )
 
     @cached_property
     def tokenizer(self) -> HybridTokenizer:
@@ -136,8 +138,7 @@ def _rates(coding: Coding, tokenizer: HybridTokenizer, name: str, allow_tf32: bo
 
 def compiled(config: GpuCheckConfig) -> Iterator[Row]:
     """torch.compile against eager. The reduced form compiles the guide's decoder alone: the rest takes a CPU minutes."""
-    coding = Coding(config)
-    coding.__dict__["images"] = coding.images[: config.sizes.decoded]
+    coding = Coding(config, config.sizes.decoded)
     fast = copy.deepcopy(coding.tokenizer)
     if config.reduced:
         compile_in_place(fast.guide.decoder)

@@ -73,7 +73,7 @@ def common(config: GpuCheckConfig, steps: int) -> list[str]:
     return [*options, "training.num_threads=1"] if config.reduced else options
 
 
-def environment(config: GpuCheckConfig, device: str) -> dict[str, str]:
+def environment(device: str) -> dict[str, str]:
     """Of a child process. A CPU device hides the GPUs from it."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     return {**os.environ, **hidden, "GLOO_SOCKET_IFNAME": "lo"}
@@ -94,7 +94,7 @@ def resume(config: GpuCheckConfig, scratch: Path) -> Iterator[Row]:
     _finish([sys.executable, *train_guide_command(config, root, scratch / "unbroken")], config)
     yield Row("an unbroken run", time.perf_counter() - start, "s")
     command = [sys.executable, *train_guide_command(config, root, scratch / "killed")]
-    child = subprocess.Popen(command, env=environment(config, config.device))
+    child = subprocess.Popen(command, env=environment(config.device))
     checkpoints = scratch / "killed" / "checkpoints"
     while child.poll() is None and not any(checkpoints.glob("step-*")):
         time.sleep(POLL_SECONDS)
@@ -149,7 +149,7 @@ def two_processes(config: GpuCheckConfig, scratch: Path) -> Iterator[Row]:
 
 def _finish(command: Sequence[str], config: GpuCheckConfig, device: str | None = None) -> str:
     """Run a child to its end and return what it printed. Raises with its last line if it fails."""
-    done = subprocess.run(command, env=environment(config, device or config.device), stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment(device or config.device), stdout=subprocess.PIPE, text=True)
     print(done.stdout, flush=True)
     if done.returncode:
         raise HybridTokenizerError(f"a child process ended with exit code {done.returncode}; its output is above")
