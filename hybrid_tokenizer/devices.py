@@ -1,6 +1,8 @@
 """Devices, ranks of a distributed run, sums and gathers over ranks, and torch.compile in place."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 
 INDUCTOR = "inductor"
+ENCODED_AT_ONCE = 16
+"""Images per call of an encoder on a GPU, always: fewer are filled up."""
 
 
 def count_parameters(network: nn.Module) -> str:
@@ -32,6 +36,35 @@ def compile_in_place(
         torch._inductor.config.freezing = True
     network.compile(fullgraph=fullgraph, backend=backend, mode=mode if backend == INDUCTOR else None)
     return network
+
+
+def fixed_batch(device: torch.device) -> int | None:
+    """How many images every call of an encoder takes on this device. None where results do not depend on it: on a CPU."""
+    return None if device.type == "cpu" else ENCODED_AT_ONCE
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether matrix products and convolutions in fp32 may round their inputs to TF32 on a GPU. A CPU ignores it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def codebook_precision() -> Iterator[None]:
+    """Around what feeds a codebook: no TF32, and convolutions that give the same bits every time. A code flips where two are
+    nearly as near, and in a nested guide one coarse code changes all finer ones."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        with tf32(False):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
 def rank_and_world_size() -> tuple[int, int]:

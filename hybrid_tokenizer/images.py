@@ -114,6 +114,23 @@ def in_chunks(
     return torch.cat([function(chunk) for chunk in batch.split(chunk_size)])
 
 
+def in_fixed_chunks(
+    function: Callable[[Num[Tensor, "c ..."]], tuple[Num[Tensor, "c ..."], ...]],
+    batch: Num[Tensor, "b ..."],
+    chunk_size: int,
+) -> tuple[Num[Tensor, "b ..."], ...]:
+    """Apply `function` to chunks of exactly `chunk_size` rows; zeros fill the last one up.
+
+    A GPU chooses its kernels by shape, and each kernel rounds differently. With one shape a row's result does not depend on
+    how many rows there are.
+    """
+    parts = []
+    for chunk in batch.split(chunk_size):
+        missing = chunk.new_zeros(chunk_size - len(chunk), *chunk.shape[1:])
+        parts.append([value[: len(chunk)] for value in function(torch.cat([chunk, missing]))])
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+
 def full_resolution_chunk(device: torch.device, size: tuple[int, int] | None = None) -> int | None:
     """How many images to run together through convolutions at full resolution.
 

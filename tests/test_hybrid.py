@@ -10,8 +10,9 @@ from diffusers import StableDiffusionPipeline
 from helpers.small_models import noise_images, small_hybrid
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
+from hybrid_tokenizer.checkpoints.files import file_hash, read_json, state_hash, write_json
 from hybrid_tokenizer.diffusion import DecodeOptions
 from hybrid_tokenizer.diffusion.scheduler import Schedule
 from hybrid_tokenizer.errors import HybridTokenizerError
@@ -374,6 +375,56 @@ def test_large_files_are_split(hybrid, tmp_path):
     assert HybridTokenizer.from_pretrained(tmp_path / "saved").hash == hybrid.hash
 
 
+def zero_tail(path):
+    data = bytearray(path.read_bytes())
+    data[-2000:] = bytes(2000)
+    path.write_bytes(data)
+
+
+def exchange_two(path):
+    tensors = load_file(path)
+    first, second = [key for key in sorted(tensors) if tensors[key].shape == (8,)][:2]
+    assert not torch.equal(tensors[first], tensors[second])
+    save_file({**tensors, first: tensors[second], second: tensors[first]}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [zero_tail, exchange_two])
+def test_weights_that_are_finite_but_not_the_saved_ones_are_refused(tmp_path, damage):
+    folder = tmp_path / "saved"
+    small_hybrid(seed=1).save_pretrained(folder)
+    weights = folder / "guide" / "model.safetensors"
+    damage(weights)
+    with pytest.raises(HybridTokenizerError) as caught:
+        HybridTokenizer.from_pretrained(folder)
+    assert str(caught.value) == (
+        f"{weights} has another sha256 than model_index.json lists; it is damaged or was exchanged: download it again, "
+        "or give your own component with guide=, semantic= or diffusion="
+    )
+    HybridTokenizer.from_pretrained(folder, guide=folder / "guide")  # the remedy for who wants this file
+    index = read_json(folder / INDEX_NAME)
+    del index["weights_sha256"]
+    write_json(folder / INDEX_NAME, index)
+    HybridTokenizer.from_pretrained(folder)  # as folders of earlier versions
+
+
+def test_a_weights_file_that_is_listed_exists(hybrid, tmp_path):
+    folder = tmp_path / "saved"
+    hybrid.save_pretrained(folder, max_shard_size="20KB")
+    index = read_json(folder / INDEX_NAME)
+    write_json(folder / INDEX_NAME, index | {"weights_sha256": {"guide/more.safetensors": "0" * 64}})
+    with pytest.raises(HybridTokenizerError, match=r"more.safetensors does not exist, but model_index.json lists it"):
+        HybridTokenizer.from_pretrained(folder)
+    write_json(folder / INDEX_NAME, index | {"weights_sha256": ["guide"]})
+    with pytest.raises(HybridTokenizerError, match=r"weights_sha256 \['guide'\], expected files and their sha256"):
+        HybridTokenizer.from_pretrained(folder)
+
+
+def test_the_preset_lists_all_its_weights():
+    home = PRESETS / "tiny"
+    listed = read_json(home / INDEX_NAME)["weights_sha256"]
+    assert listed == {path.relative_to(home).as_posix(): file_hash(path) for path in home.rglob("*.safetensors")}
+
+
 def test_components_replace_stored_ones(hybrid, tmp_path):
     hybrid.save_pretrained(tmp_path / "saved")
     other = small_hybrid(seed=1)
@@ -518,17 +569,25 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(hybrid, tmp_path, monke
                 raise huggingface_hub.errors.HFValidationError("Repo id must\nbe well-formed")
 
         def upload_folder(self, *, repo_id, folder_path):
-            card = folder_path / "README.md"
-            uploads.append((repo_id, sorted(os.listdir(folder_path)), card.read_text() if card.is_file() else None))
+            uploads.append((repo_id, sorted(os.listdir(folder_path)), (folder_path / "README.md").read_text()))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     hybrid.push_to_hub("someone/tokenizer")
-    parts = ["diffusion", "guide", "model_index.json", "semantic"]
-    assert uploads.pop() == ("someone/tokenizer", parts, None)
+    repository, files, card = uploads.pop()
+    assert repository == "someone/tokenizer" and files == [
+        "README.md",
+        "diffusion",
+        "guide",
+        "model_index.json",
+        "semantic",
+    ]
+    assert "# small\n" in card and "\n**Licence: research only.** " in card and "for images of 32 px" in card
     hybrid.save_pretrained(tmp_path / "with card")
     (tmp_path / "with card" / "README.md").write_text("Research only.")
     HybridTokenizer.from_pretrained(tmp_path / "with card").push_to_hub("someone/tokenizer")
-    assert uploads.pop() == ("someone/tokenizer", ["README.md", *parts], "Research only.")
+    assert uploads.pop() == ("someone/tokenizer", files, "Research only.")
+    HybridTokenizer.from_pretrained("tiny").push_to_hub("someone/tiny")
+    assert uploads.pop()[2] == (PRESETS / "tiny" / "README.md").read_text()
     with pytest.raises(HybridTokenizerError, match=r"^cannot upload to 'bad id': 'bad id' is no hub id") as caught:
         hybrid.push_to_hub("bad id")
     assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from hybrid_tokenizer.commands.config import command
+from hybrid_tokenizer.commands.picture_files import check_new
 from hybrid_tokenizer.corpus.config import DetokenizeConfig
 from hybrid_tokenizer.corpus.dataset import TokenDataset
 from hybrid_tokenizer.devices import choose_device
@@ -15,6 +16,7 @@ from hybrid_tokenizer.images import resize_bicubic, to_uint8
 
 @command("detokenize")
 def main(config: DetokenizeConfig) -> None:
+    check_new([Path(config.output)], "output=FILE")
     dataset = TokenDataset(config.input)
     rows = dataset.spread(config.count) if config.rows is None else config.rows
     tokenizer = HybridTokenizer.from_pretrained(config.model_name).to(choose_device(config.device))

@@ -14,6 +14,14 @@ def check_exists(option: str, path: str | Path | None, what: str) -> None:
         raise HybridTokenizerError(f"{option}{printable(path)} does not exist; give {what}")
 
 
+def check_names_folder(option: str, path: Path, suffixes: Sequence[str], written: str) -> None:
+    """Raise where the folder that the user gave as `option` is called like a file. `written` is the suffix of the files in it."""
+    if path.suffix.lower() in suffixes:
+        raise HybridTokenizerError(
+            f"{option}{printable(path)} is called like a file; give a folder, in which NAME{written} is written"
+        )
+
+
 def labels(names: Sequence[str]) -> list[str]:
     """The names without their suffixes, except where two would then be the same."""
     stems = [Path(name).with_suffix("").as_posix() for name in names]
@@ -36,8 +44,8 @@ def check_outputs(folder: str | Path, names: Iterable[str], inputs: Iterable[Pat
             raise HybridTokenizerError(f"{printable(path)} exists, and no run wrote it; give another output_dir")
 
 
-def check_new(paths: Iterable[Path]) -> None:
-    """Raise where one of the files to write is there already."""
+def check_new(paths: Iterable[Path], option: str = "--output") -> None:
+    """Raise where one of the files to write is there already. `option` is what names them."""
     for path in paths:
         if path.exists():
-            raise HybridTokenizerError(f"{printable(path)} exists and is not written over; give another --output")
+            raise HybridTokenizerError(f"{printable(path)} exists and is not written over; give another {option}")

@@ -53,6 +53,9 @@ class TrainingStream(Dataset):
     checked for damage, every time that it is drawn.
     """
 
+    resident = False
+    """Whether draws are tensors on the training device, which loader workers cannot make."""
+
     def __init__(self, items: Sequence[Item], crop: CropConfig, seed: int, verify: Verify = "cheap"):
         if not items:
             raise HybridTokenizerError("no training images are left; add images or lower the held-out share")
@@ -73,18 +76,26 @@ class TrainingStream(Dataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
+    def open(self, item: Item) -> Any:
+        """What `cut` reads. Raises UnreadableImage."""
+        return open_item(item, self.verify)
+
+    def cut(self, picture: Any, rng: np.random.Generator) -> Tensor:
+        """A random crop (3 s s) in [-1, 1]."""
+        return from_pil(random_crop(picture, self.crop, rng))
+
     def __getitem__(self, draw: int) -> dict[str, Any]:
         skipped = []
         for attempt in range(draw, draw + MAX_CONSECUTIVE_FAILURES):
             epoch, position = divmod(attempt, len(self.items))
             item = self.items[self._permutation(epoch)[position]]
             try:
-                image, captions = open_item(item, self.verify), item_captions(item)
+                picture, captions = self.open(item), item_captions(item)
             except UnreadableImage as error:
                 skipped.append((error.name, error.reason))
                 continue
             rng = np.random.default_rng((self.seed, 1, draw))
-            crop = from_pil(random_crop(image, self.crop, rng))
+            crop = self.cut(picture, rng)
             caption = captions[rng.integers(len(captions))]
             return {"images": crop, "captions": caption, "skipped": skipped}
         raise HybridTokenizerError(
@@ -120,16 +131,19 @@ def build_loader(
     stream: Dataset, batch_size: int, first: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
 ) -> DataLoader:
     """An endless loader that starts at micro-batch `first`."""
+    resident = getattr(stream, "resident", False)
+    num_workers = 0 if resident else num_workers
     return DataLoader(
         stream,
         batch_sampler=DrawSampler(batch_size, first, rank, world_size),
         num_workers=num_workers,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and not resident,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
     )
 
 
-def _one_thread(_: int) -> None:
+def one_thread(_: int) -> None:
+    """What a loader process does first."""
     torch.set_num_threads(1)  # decoding and resizing run in PIL; more threads only fight the training process

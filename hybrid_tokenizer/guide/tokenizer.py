@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component, read_config, save_component
 from hybrid_tokenizer.dct import CosineScale, LinearPath
-from hybrid_tokenizer.devices import count_parameters
+from hybrid_tokenizer.devices import codebook_precision, count_parameters, fixed_batch
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide.config import GuideConfig
 from hybrid_tokenizer.guide.losses import recon_losses
 from hybrid_tokenizer.guide.refiner import Refiner
 from hybrid_tokenizer.guide.search import CodeGrids, GuideLosses, search_codes
-from hybrid_tokenizer.images import check_computed, full_resolution_chunk, in_chunks, resize_area
+from hybrid_tokenizer.images import check_computed, full_resolution_chunk, in_chunks, in_fixed_chunks, resize_area
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 
 SEARCHED_AT_ONCE = 16
@@ -211,9 +211,15 @@ class GuideTokenizer(nn.Module):
                 images, lambda rows: partial(recon_losses, images=images[rows]), search_steps, guide_scales
             )
         self.check_scales(guide_scales)
-        chunk = full_resolution_chunk(images.device, (images.shape[-2], images.shape[-1]))
-        features = in_chunks(self.features, images, chunk).float()
-        return self.nearest_codes(check_computed(features, "guide"), guide_scales)
+
+        def codes(some: Float[Tensor, "c 3 H W"]) -> CodeGrids:
+            chunk = full_resolution_chunk(some.device, (some.shape[-2], some.shape[-1]))
+            features = in_chunks(self.features, some, chunk).float()
+            return self.nearest_codes(check_computed(features, "guide"), guide_scales)
+
+        fixed = fixed_batch(images.device)
+        with codebook_precision():
+            return codes(images) if fixed is None else in_fixed_chunks(codes, images, fixed)
 
     @torch.no_grad()
     def search(
@@ -356,8 +362,8 @@ class GuideTokenizer(nn.Module):
         lengths = [residual.shape[1] * residual.shape[2] for residual in inputs]
         flat = self.quantizer(torch.cat([rearrange(residual, "b h w d -> b (h w) d") for residual in inputs], dim=1))
         codes, indices = flat.quantized.detach().split(lengths, dim=1), flat.indices.split(lengths, dim=1)
-        kept = prefix_lengths(batch, len(inputs), self.config.prefix_dropout if self.training else 0.0, generator)
-        kept = kept.to(features.device)
+        dropout = self.config.prefix_dropout if self.training else 0.0
+        kept = prefix_lengths(batch, len(inputs), dropout, generator, features.device)
         total, carrier = torch.zeros_like(features), features
         grids = []
         for scale, residual in enumerate(inputs):
@@ -390,9 +396,17 @@ def block_types(levels: int, attention: Sequence[int], plain: str) -> tuple[str,
 
 
 def prefix_lengths(
-    batch: int, scales: int, dropout: float, generator: torch.Generator | None = None
+    batch: int,
+    scales: int,
+    dropout: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Int[Tensor, "batch"]:
-    """How many scales each image keeps: all of them, or with probability `dropout` a uniformly drawn smaller number."""
-    shortened = torch.rand(batch, generator=generator) < dropout
-    lengths = torch.randint(1, max(scales, 2), (batch,), generator=generator)
-    return torch.where(shortened, lengths, scales)
+    """How many scales each image keeps: all of them, or with probability `dropout` a uniformly drawn smaller number.
+
+    Drawn on `device`, or on the generator's.
+    """
+    place = device if generator is None else generator.device
+    shortened = torch.rand(batch, generator=generator, device=place) < dropout
+    lengths = torch.randint(1, max(scales, 2), (batch,), generator=generator, device=place)
+    return torch.where(shortened, lengths, scales).to(device)

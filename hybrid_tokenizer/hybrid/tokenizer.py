@@ -19,7 +19,7 @@ from hybrid_tokenizer.errors import HybridTokenizerError, check_size, check_whol
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.search import GuideLosses
 from hybrid_tokenizer.hybrid.branches import Branches, as_dtype
-from hybrid_tokenizer.hybrid.folders import CARD_NAME, read_tokenizer, write_tokenizer
+from hybrid_tokenizer.hybrid.folders import CARD_NAME, plain_card, read_tokenizer, write_tokenizer
 from hybrid_tokenizer.hybrid.noise import as_generator, image_generators
 from hybrid_tokenizer.hybrid.pictures import (
     Output,
@@ -43,8 +43,8 @@ class HybridTokenizer(Branches):
     """Images to 32 semantic tokens and a guide grid each, and tokens to images.
 
     A torch module of three branches, `guide`, `semantic` and `diffusion`, in evaluation mode. Images and tokens are moved to
-    its device. Results do not depend on the batch: the noise of an image is a function of the generator's state and of the
-    image's own tokens.
+    its device. Tokens do not depend on the batch: on a GPU every call of an encoder takes the same number of images. Nor does the
+    noise of an image, which is a function of the generator's state and of the image's own tokens.
 
     Args:
         guide: Branch I.
@@ -529,7 +529,8 @@ class HybridTokenizer(Branches):
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> None:
         """Upload what `save_pretrained` writes, creating the repository if need be.
 
-        The model card that the tokenizer was loaded with goes along as README.md: it states the licence of the weights.
+        The model card goes along as README.md: it states the licence of the weights. It is the one that the tokenizer was loaded
+        with, or `card` where you set it; without either it says that the weights are for research only.
 
         Args:
             repo_id: `owner/name` on the hub.
@@ -545,8 +546,8 @@ class HybridTokenizer(Branches):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "tokenizer"
             self.save_pretrained(folder)
-            if self.card is not None:
-                write_atomic(folder / CARD_NAME, self.card.encode())
+            card = plain_card(self.name, self.native_size) if self.card is None else self.card
+            write_atomic(folder / CARD_NAME, card.encode())
             hub.upload(repo_id, folder, private=private, token=token)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.checkpoints.configs import from_json
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, load_component, read_config, save_component
-from hybrid_tokenizer.devices import count_parameters
+from hybrid_tokenizer.devices import codebook_precision, count_parameters, fixed_batch
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.images import check_computed, check_range, normalize_clip, resize_bicubic
+from hybrid_tokenizer.images import check_computed, check_range, in_fixed_chunks, normalize_clip, resize_bicubic
 from hybrid_tokenizer.quantizers import Quantized, build_quantizer
 from hybrid_tokenizer.semantic.config import SemanticConfig
 from hybrid_tokenizer.semantic.modules import DecoderStack, GenerationHead, QFormer, VisionEncoder, task_layer
@@ -122,7 +122,14 @@ class SemanticTokenizer(nn.Module):
         Raises:
             HybridTokenizerError: another value range, or features that are not finite.
         """
-        return self.quantizer.lookup(check_computed(self.encode_task(self.causal_embeds(images)), "semantic"))[1]
+
+        def indices(some: Float[Tensor, "c 3 h w"]) -> tuple[Int[Tensor, "c n"]]:
+            features = check_computed(self.encode_task(self.causal_embeds(some)), "semantic")
+            return (self.quantizer.lookup(features)[1],)
+
+        fixed = fixed_batch(images.device)
+        with codebook_precision():
+            return (indices(images) if fixed is None else in_fixed_chunks(indices, images, fixed))[0]
 
     @torch.no_grad()
     def decode(self, semantic_indices: Int[Tensor, "b n"]) -> Float[Tensor, "b m g"]:

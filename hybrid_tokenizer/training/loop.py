@@ -26,7 +26,7 @@ from hybrid_tokenizer.training.facts import LISTED, changes_of, flat, settings_o
 from hybrid_tokenizer.training.interrupt import EXIT_STATUS, Interrupt, catching_interrupt
 from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.objective import Objective, ema_decay_at, learning_rate_at
-from hybrid_tokenizer.training.sharding import gathered, prepare_sharded, shards_weights, spread_as
+from hybrid_tokenizer.training.sharding import gathered, prepare_sharded, shards_weights, spread_as, whole_weights
 from hybrid_tokenizer.training.state import (
     EMA,
     MODEL,
@@ -117,14 +117,18 @@ class _Run:
             prepare_folder(output_dir)
         precision, processes = self.accelerator.mixed_precision, self.accelerator.num_processes
         self.settings = settings_of(run_facts, config, precision, processes, objective, stream) if self.main else {}
-        objective.to(memory_format=torch.channels_last)
+        self.sharded = shards_weights(self.accelerator)
+        # FSDP takes contiguous weights only
+        objective.to(memory_format=torch.contiguous_format if self.sharded else torch.channels_last)
         trained = [p for p in objective.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
-        self.sharded = shards_weights(self.accelerator)
+        on_cpu = self.accelerator.device.type == "cpu"
+        optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=tuple(config.betas), fused=None if on_cpu else True
+        )
         prepare = prepare_sharded if self.sharded else Accelerator.prepare
         self.prepared, self.optimizer = prepare(self.accelerator, objective, optimizer)
         self.objective = objective
@@ -316,10 +320,9 @@ class _Run:
                 self.optimizer.zero_grad()
             self.pending.append({name: value.detach() for name, value in losses.items()})
         decay = ema_decay_at(self.step, self.config.ema_decay)
-        with torch.no_grad():
-            for name, parameter in self.objective.model.named_parameters():
-                if name in self.ema:
-                    self.ema[name].lerp_(parameter.detach(), 1 - decay)
+        if self.ema:
+            live = [p.detach() for name, p in self.objective.model.named_parameters() if name in self.ema]
+            torch._foreach_lerp_(list(self.ema.values()), live, 1 - decay)
         return waited
 
     def _validates(self) -> bool:
@@ -453,7 +456,12 @@ class _Run:
             with self._averaged_weights(), writing(record.parent):
                 if self.main:
                     record.unlink(missing_ok=True)  # of a shorter run, whose weights are overwritten now
-                self.objective.export(record.parent, self.val_batches)
+                if self.sharded and not self.objective.exports_sharded:
+                    with whole_weights(self.objective):
+                        if self.main:
+                            self.objective.export(record.parent, self.val_batches)
+                else:
+                    self.objective.export(record.parent, self.val_batches)
         if self.main:
             seconds = self.seconds_before + time.monotonic() - self.started
             facts = {

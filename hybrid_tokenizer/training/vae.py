@@ -35,7 +35,7 @@ class VAEObjective(Objective):
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         images = batch["images"]
         latents = self.encode(images)
-        noise = torch.randn(latents.shape).to(latents)
+        noise = torch.randn(latents.shape, device=latents.device).to(latents.dtype)
         decoded = self.model.decode(latents + self.options.latent_noise * noise).sample.float()
         latent_size = tuple(latents.shape[-2:])
         losses = {

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hybrid_tokenizer.devices import compile_in_place
+from hybrid_tokenizer.devices import compile_in_place, tf32
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.provenance import versions as package_versions
 from hybrid_tokenizer.tokens import HybridTokens
@@ -21,7 +21,6 @@ from hybrid_tokenizer.verification.gpu.rows import (
     largest_difference,
     seconds_of,
     synchronize,
-    tf32,
 )
 from hybrid_tokenizer.verification.speed.bench import Bench
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig

@@ -49,9 +49,12 @@ def run_checks(config: GpuCheckConfig, say: Callable[[str], None]) -> list[dict[
         say(f"{name}: {done[name][-1]['value']}, {sum(row['ok'] is False for row in done[name])} wrong")
         _write(output, config, [row for section in names for row in done.get(section, [])])
 
-    # a GPU is measured by one section at a time
-    with ThreadPoolExecutor(JOBS_ON_A_CPU if config.device == "cpu" else 1) as pool:
-        list(pool.map(one, names))
+    if config.device == "cpu":  # the longest first, so that it does not end up alone
+        with ThreadPoolExecutor(JOBS_ON_A_CPU) as pool:
+            list(pool.map(one, sorted(names, key=lambda name: -SECTIONS[name].limit)))
+    else:  # a GPU is measured by one section at a time
+        for name in names:
+            one(name)
     return [row for name in names for row in done[name]]
 
 

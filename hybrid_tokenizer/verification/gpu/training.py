@@ -117,7 +117,7 @@ def stages(config: GpuCheckConfig, scratch: Path) -> Iterator[Row]:
     commands = {
         "contrastive": ("train-semantic", [*semantic, "stage=contrastive", f"output_dir={stage1}"]),
         "quantize": ("train-semantic", [*semantic, "stage=quantize", f"semantic.init={stage1 / 'final'}", f"output_dir={stage2}"]),
-        "vae": ("pretrain-diffusion", [*diffusion, "stage=vae", f"output_dir={vae}"]),
+        "vae": ("pretrain-diffusion", [*diffusion, "stage=vae", "data.resident_mb=500", f"output_dir={vae}"]),
         "unet": ("pretrain-diffusion", [*diffusion, "stage=unet", "unet.views=1", f"diffusion.init={vae / 'final'}", f"output_dir={unet}"]),
     }  # fmt: skip
     jobs = json.dumps([(name, [*given, *options]) for name, options in commands.values()])
