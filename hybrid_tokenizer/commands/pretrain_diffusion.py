@@ -14,7 +14,7 @@ from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.text import MiniLMText
 from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_diffusion
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, say_training_size, start_diffusion
 from hybrid_tokenizer.training.unet import UNetObjective
 from hybrid_tokenizer.training.vae import VAEObjective
 
@@ -36,6 +36,8 @@ def main(config: PretrainDiffusion) -> None:
                 None if config.semantic_folder is None else SemanticTokenizer.from_pretrained(config.semantic_folder)
             )
             guide = None if config.guide_folder is None else GuideTokenizer.from_pretrained(config.guide_folder)
+            if guide is not None:
+                say_training_size(config.data.image_size, guide)
             text = MiniLMText() if config.stage == "unet" else None
             objective = UNetObjective(decoder, semantic, config.unet, guide, text)
             stream, val_batches = objective.build_data(config.data, config.training, output_dir)

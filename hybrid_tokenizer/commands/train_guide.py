@@ -11,7 +11,7 @@ from hybrid_tokenizer.guide import GuideConfig
 from hybrid_tokenizer.training.guide import GuideObjective
 from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
-from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_guide, with_length
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, say_training_size, start_guide, with_length
 
 
 @command("train_guide")
@@ -20,6 +20,7 @@ def main(config: TrainGuide) -> None:
     with locked(output_dir):
         torch.manual_seed(config.training.seed)
         model = start_guide(component_config(config.guide, GuideConfig), config.guide.init)
+        say_training_size(config.data.image_size, model)
         stream, val_batches = build_data(config.data, config.training, index_folder=output_dir / INDEX_FOLDER)
         training = with_length(config.training, stream.epoch_length, config.model_name, "sd15_guide")
         objective = GuideObjective(model, config.loss)

@@ -15,11 +15,14 @@ def prepare(options: argparse.Namespace) -> None:
     check_exists("--images ", options.images, "a folder of images")
     from hybrid_tokenizer.apps.user_study.prepare import StudyOptions, prepare_study
     from hybrid_tokenizer.apps.user_study.study import CONSENT_NAME
+    from hybrid_tokenizer.data.config import say_other_size
     from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.evaluation.rows import rows_by_name
     from hybrid_tokenizer.hybrid import HybridTokenizer
 
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
+    resized = "images are resized for the hybrid, and its images back"
+    say_other_size("--image-size", options.image_size, tokenizer.native_size, resized)
     tokenizer.render_size = options.render_size or tokenizer.diffusion.config.trained_size
     baselines = dict(pair.partition("=")[::2] for pair in options.baseline)
     rows = rows_by_name(tokenizer, options.tokenizers.split(","), baselines)

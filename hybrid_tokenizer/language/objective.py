@@ -31,6 +31,7 @@ class LanguageObjective(Objective):
     """
 
     next_command = "hybrid-tokenizer generate language_model={final} 'prompt=a dog on the grass'"
+    exports_sharded = True
 
     def __init__(
         self,

@@ -53,7 +53,8 @@ def settings_of(
     }
     settings |= {PRECISION: precision, PROCESSES: processes}
     if (data := data_hash(stream)) is not None:
-        settings.pop("data.root", None)  # the same data may have moved
+        for name in ("data.root", "data.captions"):
+            settings.pop(name, None)  # the same data may have moved
         settings[DATA] = data
     if len(getattr(objective, "frozen", ())):
         settings[FROZEN] = state_hash(objective.frozen)[:16]

@@ -1,155 +1,119 @@
-"""Caches what does not change while the U-Net trains: latents, guides and semantic tokens of the training crops."""
+"""What does not change while the U-Net trains, cached: latents, guides and semantic tokens of the training crops."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from hybrid_tokenizer.checkpoints.files import load_tensors, read_json, save_tensors, state_hash, write_json
-from hybrid_tokenizer.data import UnreadableImage
-from hybrid_tokenizer.data.config import Verify
-from hybrid_tokenizer.data.items import Item, item_captions, item_stamp, open_item
-from hybrid_tokenizer.data.training import CropConfig, random_crop
+from hybrid_tokenizer.checkpoints.files import state_hash
+from hybrid_tokenizer.data.items import Item, item_captions
 from hybrid_tokenizer.diffusion import DiffusionDecoder
-from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.guide import GuideTokenizer
-from hybrid_tokenizer.images import from_pil, full_resolution_chunk, resize_bicubic, to_uint8
+from hybrid_tokenizer.images import full_resolution_chunk, resize_bicubic, to_uint8
 from hybrid_tokenizer.semantic import SemanticTokenizer
+from hybrid_tokenizer.training.crop_cache import CachedRows, CropSource, Kind, cached_rows
 from hybrid_tokenizer.training.facts import items_hash
-from hybrid_tokenizer.training.state import writing
+
+USED_AS = {torch.float16: torch.float32, torch.int32: torch.int64}
+"""The dtype of a batch by that of the file."""
+SHARDS_OF_ESTIMATE = 16
 
 
 class LatentStream(Dataset):
     """Endless shuffled epochs over cached crops, addressed by draw number like `TrainingStream`."""
 
-    def __init__(
-        self,
-        latents: Float[Tensor, "n c h w"],
-        semantic_indices: Int[Tensor, "n q"],
-        captions: Sequence[tuple[str, ...]],
-        seed: int,
-        guide_latents: Float[Tensor, "n s c h w"] | None = None,
-        pixels: UInt8[Tensor, "n 3 H W"] | None = None,
-        data_hash: str | None = None,
-    ):
-        """data_hash: of the images that the latents come from, for a resumed run to compare."""
-        self.latents, self.semantic_indices, self.captions, self.seed = latents, semantic_indices, list(captions), seed
-        self.guide_latents, self.pixels, self.data_hash = guide_latents, pixels, data_hash
+    def __init__(self, items: Sequence[Item], kept: np.ndarray, views: int, rows: dict[str, CachedRows], seed: int):
+        """rows: by their names in a batch; `views` for each of the items whose numbers are in `kept`."""
+        self.items, self.kept, self.views, self.rows, self.seed = items, kept, views, rows, seed
+        self._permutation = lru_cache(maxsize=2)(self._permute)
 
     @property
     def epoch_length(self) -> int:
         """Crops of one epoch."""
-        return len(self.latents)
+        return self.views * len(self.kept)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Of the images that the rows come from, for a resumed run to compare."""
+        return items_hash(self.items)
 
     def guide_residual(self) -> Float[Tensor, "c"]:
-        """Mean square of latents minus the whole guide's latents, per channel."""
-        return (self.latents.float() - self.guide_latents[:, -1].float()).square().mean((0, 2, 3))
+        """Mean square of latents minus the whole guide's latents, per channel: of all rows, or of evenly spaced shards."""
+        latents, guides = self.rows["latents"], self.rows["guide_latents"]
+        filled = np.flatnonzero(np.diff(latents.ends, prepend=0)).tolist()
+        chosen = filled[:: -(-len(filled) // SHARDS_OF_ESTIMATE)]
+        squares = [(latents.shard(number).float() - guides.shard(number)[:, -1].float()).square() for number in chosen]
+        return torch.cat([square.mean((2, 3)) for square in squares]).mean(0)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(self.epoch_length)
+
+    def __getstate__(self) -> dict[str, Any]:  # an lru_cache cannot be pickled to spawned workers
+        return {name: getattr(self, name) for name in ("items", "kept", "views", "rows", "seed")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
-        epoch, position = divmod(draw, len(self.latents))
-        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.latents))
-        row = order[position]
-        captions = self.captions[row]
+        epoch, position = divmod(draw, self.epoch_length)
+        row = int(self._permutation(epoch)[position])
+        captions = item_captions(self.items[self.kept[row // self.views]])
         sample = {
-            "latents": self.latents[row].float(),
-            "semantic_indices": self.semantic_indices[row].long(),
             "captions": captions[np.random.default_rng((self.seed, 1, draw)).integers(len(captions))],
             "skipped": [],
         }
-        if self.guide_latents is not None:
-            sample["guide_latents"] = self.guide_latents[row].float()
-        if self.pixels is not None:
-            sample["pixels"] = self.pixels[row]
+        for name, rows in self.rows.items():
+            values = rows[row]
+            sample[name] = values.to(USED_AS.get(values.dtype, values.dtype))
         return sample
 
 
 def cache_latents(
     folder: Path,
-    items: Sequence[Item],
-    crop: CropConfig,
-    views: int,
-    seed: int,
+    source: CropSource,
     decoder: DiffusionDecoder,
     semantic: SemanticTokenizer | None,
     guide: GuideTokenizer | None = None,
     bf16: bool = False,
     pixels: bool = False,
-    verify: Verify = "full",
+    num_workers: int = 0,
 ) -> LatentStream:
-    """Encode `views` random crops of each item to latents (fp16), semantic tokens and latents of the guide.
+    """Encode the crops of `source` to latents (fp16), semantic tokens and latents of the guide, with models on one device.
 
-    `folder` keeps each of these in a file for the next start, which is computed again for other images, crops or weights.
-    Without a semantic tokenizer the indices are empty. Unreadable images are reported and left out.
+    `folder` keeps all of these for the next start; see `crop_cache.cached_rows`. Unreadable images are reported and left out.
 
     Args:
         bf16: encode images and guides under autocast, several times faster. Semantic tokens are computed in fp32 all the same.
         pixels: also keep the crops themselves, in 8 bits.
-        verify: how thoroughly every image is checked for damage.
+        num_workers: loader processes.
     """
-    crops = [[item_stamp(item) for item in items], [crop.size, *crop.scale, crop.flip, views, seed]]
-    encode = partial(encode_views, items, crop, views, seed, verify)
+    device = decoder.device
     normalised = [decoder.config.latent_shift, decoder.config.latent_scale]
     # without the VAE's decoder, which may train and does not change what is encoded
     vae = [[state_hash(part) for name, part in decoder.vae.named_children() if name != "decoder"], normalised, bf16]
-    autocast = torch.autocast(decoder.device.type, torch.bfloat16, enabled=bf16)
-    latents, kept = cached(
-        folder / "latents.safetensors",
-        [crops, *vae],
-        lambda: encode(
-            "latents",
-            autocast(lambda images: decoder.encode_latents(images.to(decoder.device)).half()),
-        ),
-    )
-    if semantic is None:
-        indices = torch.zeros(len(latents), 0, dtype=torch.int32)
-    else:
-        device = next(semantic.parameters()).device
-        indices, kept_too = cached(
-            folder / "semantic.safetensors",
-            [crops, state_hash(semantic)],
-            lambda: encode("semantic tokens", lambda images: semantic.encode(images.to(device)).int()),
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    kinds = [Kind("latents", vae, autocast(lambda images, first: decoder.encode_latents(images).half()))]
+    if semantic is not None:
+        kinds.append(
+            Kind(
+                "semantic_indices",
+                [state_hash(semantic)],
+                lambda images, first: semantic.encode(images).int(),
+            )
         )
-        check_same(kept, kept_too, folder)
-    guide_latents = None
     if guide is not None:
-        encode_guide = guide_encoder(decoder, guide, seed)
-        guide_latents, kept_too = cached(
-            folder / "guides.safetensors",
-            [crops, *vae, state_hash(guide), "one shorter prefix a batch"],
-            lambda: encode(
-                "guides",
-                autocast(lambda images: encode_guide(images).half()),
-            ),
-        )
-        check_same(kept, kept_too, folder)
-    crop_pixels = None
+        encode_guide = autocast(guide_encoder(decoder, guide, source.seed))
+        kinds.append(Kind("guide_latents", [*vae, state_hash(guide), "one shorter prefix a batch"], encode_guide))
     if pixels:
-        crop_pixels, kept_too = cached(
-            folder / "pixels.safetensors",
-            [crops],
-            lambda: encode("pixels", to_uint8),
-        )
-        check_same(kept, kept_too, folder)
-    captions = [item_captions(items[index]) for index in kept.tolist() for _ in range(views)]
-    return LatentStream(latents, indices, captions, seed, guide_latents, crop_pixels, items_hash(items))
-
-
-def check_same(kept: Int[Tensor, "k"], kept_too: Int[Tensor, "l"], folder: Path) -> None:
-    """Raise when two files are of different images."""
-    if not torch.equal(kept, kept_too):
-        raise HybridTokenizerError(
-            f"the files in {folder} are of different images, because some images could not be read for one of them; delete the "
-            "folder and run again"
-        )
+        kinds.append(Kind("pixels", [], lambda images, first: to_uint8(images)))
+    kept, rows = cached_rows(folder, source, kinds, device, num_workers)
+    return LatentStream(source.items, kept, source.views, rows, source.seed)
 
 
 @torch.no_grad()
@@ -173,64 +137,16 @@ def encode_guides(
 
 def guide_encoder(
     decoder: DiffusionDecoder, guide: GuideTokenizer, seed: int
-) -> Callable[[Float[Tensor, "b 3 H W"]], Float[Tensor, "b s c h w"]]:
-    """Encodes a batch to latents of its whole guides, preceded for a nested guide by those of one random shorter prefix.
+) -> Callable[[Float[Tensor, "b 3 H W"], int], Float[Tensor, "b s c h w"]]:
+    """Encodes a batch to latents (fp16) of its whole guides, preceded for a nested guide by those of one shorter prefix, which
+    is random but follows from the number of the batch's first item.
 
     All prefixes of all images would take longer to decode than the U-Net takes to train.
     """
-    generator = torch.Generator().manual_seed(seed)
     count = len(guide.config.guide_scales or [0])
 
-    def encode(images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b s c h w"]:
-        shorter = [int(torch.randint(1, count, (), generator=generator))] if count > 1 else []
-        return encode_guides(decoder, guide, images, [*shorter, None])
+    def encode(images: Float[Tensor, "b 3 H W"], first: int) -> Float[Tensor, "b s c h w"]:
+        shorter = [int(np.random.default_rng((seed, 3, first)).integers(1, count))] if count > 1 else []
+        return encode_guides(decoder, guide, images, [*shorter, None]).half()
 
     return encode
-
-
-def cached(path: Path, facts: list[Any], make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The result of `make`, read from `path` if that was written for the same `facts`."""
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    listing = path.with_suffix(".json")
-    if not (listing.exists() and path.exists() and read_json(listing)["key"] == key):
-        values, kept = make()
-        with writing(path.parent):
-            listing.unlink(missing_ok=True)  # a kill before the next lines must not leave the old key beside new values
-            save_tensors(path, {"values": values, "kept": kept})
-            write_json(listing, {"key": key})
-    stored = load_tensors(path)
-    return stored["values"], stored["kept"]
-
-
-@torch.no_grad()
-def encode_views(
-    items: Sequence[Item],
-    crop: CropConfig,
-    views: int,
-    seed: int,
-    verify: Verify,
-    label: str,
-    encode: Callable[[Float[Tensor, "b 3 s s"]], Tensor],
-    batch_size: int = 16,
-) -> tuple[Tensor, Int[Tensor, "k"]]:
-    """The encoded crops of every readable item, those of an item together, and the positions of these items."""
-    kept, crops, encoded = [], [], []
-    for number, item in enumerate(tqdm(items, desc=label, unit="image")):
-        try:
-            image = open_item(item, verify)
-            item_captions(item)  # raises where a shard has none for it
-        except UnreadableImage as error:
-            print(f"skipped {error.name}: {error.reason}", flush=True)
-            continue
-        kept.append(number)
-        crops += [
-            from_pil(random_crop(image, crop, np.random.default_rng((seed, 2, number, view)))) for view in range(views)
-        ]
-        while len(crops) >= batch_size:
-            encoded.append(encode(torch.stack(crops[:batch_size])).cpu())
-            crops = crops[batch_size:]
-    if crops:
-        encoded.append(encode(torch.stack(crops)).cpu())
-    if not encoded:
-        raise HybridTokenizerError("no training image can be read; give a data.root with images")
-    return torch.cat(encoded), torch.tensor(kept)

@@ -32,6 +32,8 @@ class Objective(nn.Module, ABC):
     """What to run on the finished folder, which stands for {final}."""
     unused_parameters = False
     """Whether some parameters take no part in some steps, such as a discriminator that starts late."""
+    exports_sharded = False
+    """Whether `export` takes weights that FSDP has spread and is called by all processes. Otherwise it finds whole weights."""
 
     def freeze(self, **modules: nn.Module) -> None:
         """Register frozen helpers."""

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from hybrid_tokenizer.data import TrainingStream, UnreadableImage, hold_out
-from hybrid_tokenizer.data.config import DataConfig, Verify
+from hybrid_tokenizer.data.captions import SkippedRow, list_skipped
+from hybrid_tokenizer.data.coco import parse_coco
+from hybrid_tokenizer.data.config import DataConfig, Verify, say_other_size
 from hybrid_tokenizer.data.items import Item, folder_of, item_captions, item_path, list_items, open_item
+from hybrid_tokenizer.data.resident import DoesNotFit, ResidentStream
 from hybrid_tokenizer.data.training import collate
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
-from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.errors import HybridTokenizerError, printable
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
 from hybrid_tokenizer.guide.warm_start import start_from
 from hybrid_tokenizer.images import fit_square, from_pil
@@ -22,6 +26,14 @@ from hybrid_tokenizer.training.config import SHORT_RUN, TrainingConfig
 
 INDEX_FOLDER = "cache/shards"
 """Where a run's folder keeps the indexes of the WebDataset shards that it reads."""
+
+
+def training_device() -> torch.device:
+    """This process's device, as the loop will choose it. The processes of a run join here, if they have not yet."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")).device
 
 
 def split_items(data: DataConfig, captions: bool, index_folder: Path | None = None) -> tuple[list[Item], list[Item]]:
@@ -33,8 +45,12 @@ def split_items(data: DataConfig, captions: bool, index_folder: Path | None = No
     """
     training: list[Item] = []
     validation: list[Item] = []
-    for root, repeat in zip(data.roots, data.repeats_of_roots, strict=True):
-        items = list_items(root, captions, index_folder)
+    for root, listing, repeat in zip(data.roots, data.captions_of_roots, data.repeats_of_roots, strict=True):
+        items = (
+            captioned_items(root, listing, "train")
+            if captions and listing
+            else list_items(root, captions, index_folder)
+        )
         if data.val_root is None:
             paths = list(dict.fromkeys(item_path(item) for item in items))  # several rows may name one image
             held = set(hold_out(paths, folder_of(root), data.val_fraction, data.val_at_least)[1])
@@ -42,8 +58,25 @@ def split_items(data: DataConfig, captions: bool, index_folder: Path | None = No
             items = [item for item in items if item_path(item) not in held]
         training += items * repeat
     if data.val_root is not None:
-        validation = list_items(Path(data.val_root), captions, index_folder)
+        root, listing = Path(data.val_root), data.val_captions
+        validation = (
+            captioned_items(root, listing, "val") if captions and listing else list_items(root, captions, index_folder)
+        )
     return training, validation
+
+
+def captioned_items(root: Path, annotations: str, split: str) -> list[Item]:
+    """The images under `root` that a JSON of COCO's form has captions for. What cannot be used is counted and listed: rows, and
+    images that are not there."""
+    pairs, skipped = parse_coco(annotations, root, split)
+    found: list[Item] = []
+    for pair in pairs:
+        if pair.path.is_file():
+            found.append(pair)
+        else:
+            skipped.append(SkippedRow(printable(pair.path), "the file is not there"))
+    list_skipped(skipped, tqdm.write)
+    return found
 
 
 def build_data(
@@ -51,8 +84,19 @@ def build_data(
 ) -> tuple[TrainingStream, list[dict[str, Any]]]:
     """The training stream, and validation batches of at most `training.max_val_images` centre crops."""
     items, held = split_items(data, captions, index_folder)
-    stream = TrainingStream(items, data.crop, training.seed, data.verify)
+    stream = training_stream(items, data, training)
     return stream, validation_batches(held, data.val_image_size or data.image_size, training, data.verify)
+
+
+def training_stream(items: list[Item], data: DataConfig, training: TrainingConfig) -> TrainingStream:
+    """The stream of `items`, kept on the training device where `data.resident_mb` holds them."""
+    if data.resident_mb:
+        options = data.resident_mb, training.num_workers, training.progress
+        try:
+            return ResidentStream(items, data.crop, training.seed, data.verify, training_device(), *options)
+        except DoesNotFit as error:
+            print(f"data.resident_mb={data.resident_mb} holds {error}; they are read from disk", flush=True)
+    return TrainingStream(items, data.crop, training.seed, data.verify)
 
 
 def validation_batches(
@@ -99,6 +143,13 @@ def with_length(training: TrainingConfig, epoch_length: int, model_name: str, re
             f"recipe={recipe}, training.epochs=N or another training.max_steps"
         )
     return training
+
+
+def say_training_size(image_size: int, guide: GuideTokenizer) -> None:
+    """Say it where the crops have another size than the guide was made for."""
+    own = guide.config.image_size
+    count, usual = (math.prod(guide.guide_scale_sizes((side, side))[-1]) for side in (image_size, own))
+    say_other_size("data.image_size", image_size, own, f"a crop's finest grid has {count} tokens instead of {usual}")
 
 
 def start_guide(config: GuideConfig, init: str | None) -> GuideTokenizer:

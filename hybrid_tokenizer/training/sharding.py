@@ -4,14 +4,16 @@ Accelerate decides by its own configuration (`accelerate launch --use_fsdp --fsd
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hybrid_tokenizer.devices import rank_and_world_size
@@ -48,6 +50,19 @@ def prepare_sharded(
     prepared = accelerator.prepare(objective, optimizer)
     register_fsdp_forward_method(objective, "validate")
     return prepared
+
+
+@contextmanager
+def whole_weights(module: nn.Module) -> Iterator[None]:
+    """Every process holds all weights inside the block. All processes enter it."""
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
 
 
 def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:

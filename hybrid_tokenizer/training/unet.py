@@ -18,10 +18,11 @@ from hybrid_tokenizer.perceptual import EfficientNetDistance, feature_distance
 from hybrid_tokenizer.semantic import SemanticTokenizer
 from hybrid_tokenizer.text import MiniLMText, text_of
 from hybrid_tokenizer.training.config import TrainingConfig, UNetOptions
+from hybrid_tokenizer.training.crop_cache import CropSource
 from hybrid_tokenizer.training.latents import LatentStream, cache_latents, encode_guides
 from hybrid_tokenizer.training.loop import choose_precision
 from hybrid_tokenizer.training.objective import Objective, Validated
-from hybrid_tokenizer.training.setup import INDEX_FOLDER, split_items, validation_batches
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, split_items, training_device, validation_batches
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 TEACHER = "lite0"
@@ -86,15 +87,16 @@ class UNetObjective(Objective):
         frozen, decoder = dict(self.frozen.items()), self.decoder
         semantic, guide = frozen.get("semantic"), frozen.get("guide")
         starts_linear = self.options.linear_path and decoder.config.guide_residual is None
-        views, seed = self.options.views, training.seed
-        self.frozen.to(memory_format=torch.channels_last)
+        device = training_device()  # the loop would move the models there only after the images are encoded
+        decoder.to(device)
+        self.frozen.to(device, memory_format=torch.channels_last)
         bf16 = choose_precision(training) == "bf16"
         pixels = bool(self.options.perceptual or self.options.pixel)
-        stream = cache_latents(
-            output_dir / "cache", items, data.crop, views, seed, decoder, semantic, guide, bf16, pixels, data.verify
-        )
+        source = CropSource(items, data.crop, self.options.views, training.seed, data.verify)
+        cache = output_dir / "cache"
+        stream = cache_latents(cache, source, decoder, semantic, guide, bf16, pixels, training.num_workers)
         if starts_linear:
-            if stream.guide_latents is None:
+            if guide is None:
                 raise HybridTokenizerError("unet.linear_path=true starts from the guide; give guide_folder")
             decoder.set_guide_residual(stream.guide_residual().tolist())
         return stream, validation_batches(held, data.image_size, training, data.verify)
@@ -111,7 +113,7 @@ class UNetObjective(Objective):
 
         restores: the images that show the guide in place of noised latents (`UNetOptions.restore_share`).
         """
-        noise = torch.randn(latents.shape).to(latents)
+        noise = torch.randn(latents.shape, device=latents.device).to(latents.dtype)
         levels = self.alphas_cumprod[timesteps]
         noisy = q_sample(latents, noise, levels)
         if restores is not None:
@@ -141,12 +143,16 @@ class UNetObjective(Objective):
         window = random_window(latents.shape[-2:], self.options.perceptual_window)
         target = from_uint8(pixels[enlarged(window, decoder.config.vae_factor)])
         if self.options.vae_decoder:
-            original = select(torch.rand(len(latents)) < self.options.vae_share, latents, original)
+            original = select(self.chance(len(latents)) < self.options.vae_share, latents, original)
         decoded = decoder.decode_latents(original[window])
         return {
             "perceptual": self.frozen[TEACHER](decoded, target).mean(),
             "pixel": (decoded - target).square().mean(),
         }
+
+    def chance(self, count: int) -> Float[Tensor, "count"]:
+        """Uniform draws on the device: from the CPU each would be copied while the device waits."""
+        return torch.rand(count, device=self.alphas_cumprod.device)
 
     def conditions(self, batch: dict[str, Any]) -> Float[Tensor, "b n d"]:
         """Text features, some replaced by generation embeddings, some by the null condition."""
@@ -156,16 +162,16 @@ class UNetObjective(Objective):
         condition = self.frozen["text"].token_features(text_of(batch)) if share < 1 else None
         if share > 0:
             generated = self.frozen["semantic"].decode(batch["semantic_indices"]).float()
-            use_text = torch.rand(count) >= share
+            use_text = self.chance(count) >= share
             condition = generated if condition is None else select(use_text, condition, generated)
         null = self.decoder.null_condition.to(condition).expand_as(condition)
-        return select(torch.rand(count) < self.options.null_share, null, condition)
+        return select(self.chance(count) < self.options.null_share, null, condition)
 
     def guide_latents(self, prefixes: Float[Tensor, "b s c h w"]) -> Float[Tensor, "b c h w"]:
         """For each image those of the whole guide, of a shorter prefix, or zeros for no guide."""
         count = len(prefixes)
-        chosen = select(torch.rand(count) < self.options.prefix_dropout, prefixes[:, 0], prefixes[:, -1])
-        return select(torch.rand(count) < self.options.guide_dropout, torch.zeros_like(chosen), chosen)
+        chosen = select(self.chance(count) < self.options.prefix_dropout, prefixes[:, 0], prefixes[:, -1])
+        return select(self.chance(count) < self.options.guide_dropout, torch.zeros_like(chosen), chosen)
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         latents, pixels = batch["latents"], batch.get("pixels")
@@ -178,12 +184,12 @@ class UNetObjective(Objective):
             pixels = None if pixels is None else pixels[enlarged(window, self.decoder.config.vae_factor)]
             guide_latents = None if guide_latents is None else guide_latents[window]
         count = len(self.alphas_cumprod)
-        draws = (count * torch.rand(len(latents)) ** self.options.timestep_power).long()
-        timesteps = draws.clamp(max=count - 1).to(latents.device)
+        draws = (count * self.chance(len(latents)) ** self.options.timestep_power).long()
+        timesteps = draws.clamp(max=count - 1)
         restores = None
         if self.options.restore_share and guide_latents is not None:
             given = guide_latents.abs().amax((1, 2, 3)) > 0
-            restores = given & (torch.rand(len(latents)) < self.options.restore_share).to(given.device)
+            restores = given & (self.chance(len(latents)) < self.options.restore_share)
         errors, original = self.denoise(latents, timesteps, self.conditions(batch), guide_latents, restores)
         losses = {"denoising": errors.mean()}
         total = losses["denoising"]

@@ -43,12 +43,26 @@ def semantic_folder(tmp_path):
     return tmp_path / "semantic"
 
 
-def test_the_vae_then_the_unet(script, pairs, semantic_folder, tmp_path):
+@pytest.fixture
+def guide_folder(tmp_path):
+    """A nested guide of 1 + 4 + 16 tokens."""
+    GuideTokenizer(
+        GuideConfig(
+            image_size=32, encoder_channels=[8, 8, 8], decoder_channels=[8, 8, 8], encoder_layers=1, decoder_layers=1,
+            encoder_attention=[], decoder_attention=[], norm_type="group", norm_num_groups=4, stem="unshuffle",
+            stem_factor=2, guide_scales=[1, 2, 4], linear_path=True,
+        )
+    ).save_pretrained(tmp_path / "guide")  # fmt: skip
+    return tmp_path / "guide"
+
+
+def test_the_vae_then_a_unet_that_reads_guides(script, pairs, semantic_folder, guide_folder, tmp_path):
+    """The first start of the U-Net is stopped, the second goes on with its cache, and both end as one that was not stopped."""
     vae, unet, whole = (tmp_path / name for name in ("vae", "unet", "whole"))
     error, stdout, stderr = script(
-        "pretrain_diffusion.py", "stage=vae", *SMALL, f"data.root={pairs}", f"output_dir={vae}", "training.max_steps=2"
+        "pretrain_diffusion.py", "stage=vae", *SMALL, f"data.root={pairs}", f"output_dir={vae}", "training.max_steps=1"
     )
-    assert error is None and said(stdout) == ["starting from step 0", "finished at step 2"], stderr
+    assert error is None and said(stdout) == ["starting from step 0", "finished at step 1"], stderr
     decoder = DiffusionDecoder.from_pretrained(vae / "final")
     images = torch.rand(1, 3, 32, 48) * 2 - 1
     assert decoder.encode_latents(images).shape == (1, 16, 4, 6)
@@ -56,56 +70,32 @@ def test_the_vae_then_the_unet(script, pairs, semantic_folder, tmp_path):
 
     options = (
         "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"diffusion.init={vae / 'final'}",
-        f"semantic_folder={semantic_folder}", "training.max_steps=2",
+        f"semantic_folder={semantic_folder}", f"guide_folder={guide_folder}", "training.max_steps=2",
+        "unet.linear_path=true", "unet.perceptual=0.01", "unet.pixel=0.1", "unet.restore_share=0.5", "unet.vae_decoder=true",
     )  # fmt: skip
     error, stdout, stderr = script(*options, f"output_dir={unet}", "training.max_minutes=1e-9")
-    assert error is None and said(stdout)[0] == "starting from step 0", stderr
+    assert error is None and said(stdout)[0] == "starting from step 0" and "guide latents" in stderr, stderr
     error, stdout, stderr = script(*options, f"output_dir={unet}")
     assert error is None and said(stdout) == ["resumed from step 1", "finished at step 2"], stderr
     assert "latents" not in stderr and "semantic" not in stderr, "the cache of the first start is used"
     error, stdout, stderr = script(*options, f"output_dir={whole}")
     assert error is None
-    files = [folder / "final" / "unet" / "diffusion_pytorch_model.safetensors" for folder in (unet, whole)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    for part in ("unet", "vae"):
+        files = [folder / "final" / part / "diffusion_pytorch_model.safetensors" for folder in (unet, whole)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
     trained = DiffusionDecoder.from_pretrained(whole / "final")
-    assert all(torch.equal(value, trained.vae.state_dict()[key]) for key, value in decoder.vae.state_dict().items())
     assert trained.null_condition.abs().sum() > 0
-
-
-def test_the_unet_reads_guides(script, pairs, semantic_folder, tmp_path):
-    """A nested guide of 1 + 4 + 16 tokens; the first start is stopped, the second goes on with its cache."""
-    guide = GuideTokenizer(
-        GuideConfig(
-            image_size=32, encoder_channels=[8, 8, 8], decoder_channels=[8, 8, 8], encoder_layers=1, decoder_layers=1,
-            encoder_attention=[], decoder_attention=[], norm_type="group", norm_num_groups=4, stem="unshuffle",
-            stem_factor=2, guide_scales=[1, 2, 4], linear_path=True,
-        )
-    )  # fmt: skip
-    guide.save_pretrained(tmp_path / "guide")
-    options = (
-        "pretrain_diffusion.py", "stage=unet", *SMALL, f"data.root={pairs}", f"semantic_folder={semantic_folder}",
-        f"guide_folder={tmp_path / 'guide'}", "training.max_steps=3", f"output_dir={tmp_path / 'unet'}",
-        "unet.linear_path=true", "unet.perceptual=0.01", "unet.pixel=0.1", "unet.restore_share=0.5", "unet.vae_decoder=true",
-    )  # fmt: skip
-    error, stdout, stderr = script(*options, "training.max_minutes=1e-9")
-    assert error is None and said(stdout)[0] == "starting from step 0" and "guides" in stderr, stderr
-    error, stdout, stderr = script(*options)
-    assert error is None and said(stdout) == ["resumed from step 1", "finished at step 3"] and "guides" not in stderr
-    decoder = DiffusionDecoder.from_pretrained(tmp_path / "unet" / "final")
-    assert decoder.config.guide_conditioning and decoder.unet.config.in_channels == 32
-    assert len(decoder.config.guide_residual) == 16 and min(decoder.config.guide_residual) > 0
-    assert decoder.unet.conv_in.weight[:, 16:].abs().max() > 0, "the guide's weights start at zero and have moved"
-    assert decoder.vae.decoder.conv_out.weight.abs().max() > 0, "so has the VAE's decoder"
-    assert decoder.vae.encoder.layers[-1].weight.abs().max() == 0, "and its encoder not"
-    rows = [json.loads(line) for line in (tmp_path / "unet" / "metrics.jsonl").read_text().splitlines()]
+    for half, same in (("encoder", True), ("decoder", False)):
+        before, after = (getattr(one.vae, half).state_dict() for one in (decoder, trained))
+        assert all(torch.equal(value, after[key]) for key, value in before.items()) == same, f"the VAE's {half}"
+    assert trained.config.guide_conditioning and trained.unet.config.in_channels == 32
+    assert len(trained.config.guide_residual) == 16 and min(trained.config.guide_residual) > 0
+    assert trained.unet.conv_in.weight[:, 16:].abs().max() > 0, "the guide's weights start at zero and have moved"
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     validated = {name for row in rows for name in row if name.startswith("val_")}
-    assert {
-        "val_error_no_guide",
-        "val_error_other_guide",
-        "val_psnr_restored",
-        "val_psnr_guide",
-        "val_psnr_vae",
-    } <= validated
+    names = ("error_no_guide", "error_other_guide", "psnr_restored", "psnr_guide", "psnr_vae")
+    assert {f"val_{name}" for name in names} <= validated
 
 
 def test_a_trained_decoder_learns_to_read_guides(script, pairs, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import socket
 import sys
 from pathlib import Path
 
@@ -19,6 +20,9 @@ SMALL_GUIDE = (
     "training.progress=false", "training.num_threads=1",
 )  # fmt: skip
 """A learning rate at which 6 steps move every weight far beyond rounding."""
+
+SHARD_ROWS = 8
+"""Rows of a cache's shard, so that a handful of pictures fill several."""
 
 
 def picture(seed, height=36, width=40):
@@ -39,6 +43,12 @@ def reset_accelerate():
     """Accelerate keeps one state per process; every run of a test must start as in a process of its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def command(script, *arguments):
