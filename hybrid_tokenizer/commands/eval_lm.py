@@ -4,14 +4,16 @@ Parts: unigrams, semantic_then_lm, text_to_image, captions, valid, search, budge
 goes on with the others.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_json
+from hybrid_tokenizer.checkpoints.files import read_json, state_hash, write_atomic, write_json
 from hybrid_tokenizer.commands.config import EvalLM, command
 from hybrid_tokenizer.commands.language_files import load_models
 from hybrid_tokenizer.corpus.dataset import TokenDataset
@@ -25,6 +27,8 @@ from hybrid_tokenizer.evaluation.tables import Column, to_markdown
 from hybrid_tokenizer.images import to_uint8
 from hybrid_tokenizer.language import drawn, perplexity
 from hybrid_tokenizer.language.documents import JoinedRows, check_rows, row_of_tokens
+from hybrid_tokenizer.language.generate import draw
+from hybrid_tokenizer.language.vocabulary import budgets
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.provenance import provenance
 from hybrid_tokenizer.tokens import HybridTokens
@@ -46,6 +50,8 @@ class Study:
         check_rows(self.training, self.lm.vocabulary)
         self.tokens = self.encode(0)
         self.rows = self.rows_of(self.tokens)
+        self.whole = budgets(self.lm.vocabulary)[-1]
+        self.drawn, self.drawn_images = cache(self._draw), cache(self._decode_drawn)  # three parts use them
         self.score = build_score("probe_score", str(PROBE_FOLDER))
 
     def encode(self, search_steps: int) -> HybridTokens:
@@ -78,10 +84,18 @@ class Study:
         self.show("semantic_then_lm", {"original": self.references, **result.pictures}, self.pairs.images.names)
         return result.figures
 
+    def _draw(self, budget: int) -> HybridTokens:
+        """A picture of `budget` tokens for each caption."""
+        return draw(self.lm, self.pairs.captions, budget, self.config.sampling, self.config.seed)
+
+    def _decode_drawn(self, budget: int) -> torch.Tensor:
+        """Those pictures, decoded: (b, 3, h, w)."""
+        return drawn.decode_all(self.hybrid, self.drawn(budget))
+
     def text_to_image(self) -> dict[str, Any]:
         result = drawn.text_to_image(
-            self.hybrid, self.lm, self.pairs.captions, self.tokens, self.training, self.score, self.config.sampling,
-            self.config.seed,
+            self.hybrid, self.lm, self.pairs.captions, self.drawn(self.whole), self.drawn_images(self.whole), self.tokens,
+            self.training, self.score,
         )  # fmt: skip
         self.show("text_to_image", result.pictures, self.pairs.captions)
         return result.figures
@@ -93,7 +107,9 @@ class Study:
         )  # fmt: skip
 
     def valid(self) -> dict[str, Any]:
-        return drawn.share_of_whole_images(self.lm, self.pairs.captions, self.config.sampling, self.config.seed)
+        self.drawn(self.whole)  # raises unless each image is whole
+        free = drawn.share_of_whole_images(self.lm, self.pairs.captions, self.config.sampling, self.config.seed)
+        return {"constrained": 1.0} | free
 
     def search(self) -> dict[str, Any]:
         searched = self.rows_of(self.encode(self.config.search_steps))
@@ -101,10 +117,11 @@ class Study:
 
     def budgets(self) -> dict[str, Any]:
         held_out = perplexity.at_budgets(self.lm, self.rows, self.config.row_length)
-        scores = drawn.scores_at_budgets(
-            self.hybrid, self.lm, self.pairs.captions, self.score, self.config.sampling, self.config.seed
-        )
-        return {"rows": [one | other for one, other in zip(held_out, scores, strict=True)]}
+        rows = []
+        for row in held_out:
+            images = self.drawn_images(row["budget"])
+            rows.append(row | drawn.with_intervals(drawn.caption_scores(self.score, images, self.pairs.captions)))
+        return {"rows": rows}
 
     def show(self, name: str, columns: dict[str, torch.Tensor], labels: list[str]) -> None:
         """A grid of the first pictures, a line each."""
@@ -129,11 +146,12 @@ def main(config: EvalLM) -> None:
     measures: dict[str, Callable[[], dict[str, Any]]] = {name: getattr(study, name) for name in config.parts}
     for name, measure in measures.items():
         if name not in done:
+            started = time.monotonic()
             done[name] = measure()
             write_json(folder / RESULT, {"parts": done, "facts": of_results, "provenance": provenance()})
-        print(f"{name}: done", flush=True)
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     table = report(done)
-    (folder / TABLE).write_text(table)
+    write_atomic(folder / TABLE, table.encode())
     print(f"{table}\n{len(study.rows)} photographs; written to {folder}")
 
 

@@ -1,13 +1,13 @@
 """Pictures and captions that a language model makes, measured: scores against captions, distances, memory of the training."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
-from transformers import GenerationConfig
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer
@@ -17,7 +17,6 @@ from hybrid_tokenizer.language.documents import TokenRows, tokens_of_rows
 from hybrid_tokenizer.language.generate import (
     complete,
     describe,
-    draw,
     generation_config,
     image_prompts,
     left_padded,
@@ -26,13 +25,18 @@ from hybrid_tokenizer.language.generate import (
 from hybrid_tokenizer.language.model import LanguageModel
 from hybrid_tokenizer.language.perplexity import mean_and_interval
 from hybrid_tokenizer.language.vocabulary import budgets, read_sequence
+from hybrid_tokenizer.metrics.probe import ProbeScore
 from hybrid_tokenizer.tokens import HybridTokens
 
 BATCH = 8
+PART = 64
+"""Images whose codes are looked up, or whose guides are decoded, at once."""
 THUMBNAIL = 32
 """Side in pixels at which guides are compared."""
 
-CaptionScore = Callable[[Float[Tensor, "b 3 h w"], Sequence[str]], Float64[Tensor, "b"]]
+SHORTLIST = 8
+"""Training images, the nearest by their code vectors, that are compared with a picture by their pixels."""
+
 Distance = Callable[[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]], Float[Tensor, "b"]]
 
 
@@ -45,8 +49,6 @@ class Drawn(NamedTuple):
 
 def others(captions: Sequence[str]) -> list[str]:
     """Another image's caption for each: the next one's."""
-    if len(captions) < 2:
-        raise HybridTokenizerError(f"{len(captions)} image(s) have no other image's caption; give at least 2")
     return [*captions[1:], captions[0]]
 
 
@@ -55,10 +57,28 @@ def decode_all(hybrid: HybridTokenizer, tokens: HybridTokens) -> Float[Tensor, "
     return torch.cat([hybrid.decode(tokens[start : start + BATCH]).cpu() for start in range(0, len(tokens), BATCH)])
 
 
-def in_batches(measure: Callable[..., Tensor], *values: Any) -> Float64[np.ndarray, "n"]:
-    """A measure of two equally long lists or batches, a few at once."""
-    parts = [measure(*(value[start : start + BATCH] for value in values)) for start in range(0, len(values[0]), BATCH)]
-    return torch.cat(parts).double().cpu().numpy()
+def in_batches(measure: Callable[..., Tensor], *values: Any) -> Tensor:
+    """A measure of equally long lists or batches, a few at once."""
+    return torch.cat(
+        [measure(*(value[start : start + BATCH] for value in values)) for start in range(0, len(values[0]), BATCH)]
+    ).cpu()
+
+
+def caption_scores(
+    score: ProbeScore, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]
+) -> dict[str, Float64[np.ndarray, "b"]]:
+    """How well each picture fits its own caption, how well another's, and the difference."""
+    pictures = in_batches(score.picture_vectors, images)
+    own, other = (
+        (pictures * score.text.sentence_features(texts)).sum(-1).double().numpy()
+        for texts in (list(captions), others(captions))
+    )
+    return {"own_caption": own, "other_caption": other, "own_minus_other": own - other}
+
+
+def with_intervals(values: Mapping[str, Float64[np.ndarray, "b"]]) -> dict[str, Any]:
+    """The mean of each, with its interval."""
+    return {name: mean_and_interval(one) for name, one in values.items()}
 
 
 def semantic_then_lm(
@@ -67,7 +87,7 @@ def semantic_then_lm(
     tokens: HybridTokens,
     references: Float[Tensor, "b 3 h w"],
     captions: Sequence[str],
-    score: CaptionScore,
+    score: ProbeScore,
     distances: Mapping[str, Distance],
     sampling: SamplingConfig,
     seed: int,
@@ -86,20 +106,15 @@ def semantic_then_lm(
         "semantic_then_lm": decode_all(hybrid, complete(lm, tokens, 0, budgets(lm.vocabulary)[-1], sampling, seed)),
     }
     values = {
-        name: {
-            "own_caption": in_batches(score, images, captions),
-            "other_caption": in_batches(score, images, others(captions)),
-            **{key: in_batches(distance, images, references) for key, distance in distances.items()},
-        }
+        name: caption_scores(score, images, captions)
+        | {key: in_batches(distance, images, references).double().numpy() for key, distance in distances.items()}
         for name, images in pictures.items()
     }
-    for row in values.values():
-        row["own_minus_other"] = row["own_caption"] - row["other_caption"]
     compared = ("semantic_only", "semantic_only_wrong_semantics")
     figures = {
-        "rows": {name: {key: mean_and_interval(one) for key, one in row.items()} for name, row in values.items()},
+        "rows": {name: with_intervals(row) for name, row in values.items()},
         "semantic_then_lm_minus": {
-            other: {key: mean_and_interval(one - values[other][key]) for key, one in values["semantic_then_lm"].items()}
+            other: with_intervals({key: one - values[other][key] for key, one in values["semantic_then_lm"].items()})
             for other in compared
         },
     }
@@ -110,25 +125,22 @@ def text_to_image(
     hybrid: HybridTokenizer,
     lm: LanguageModel,
     captions: Sequence[str],
+    tokens: HybridTokens,
+    images: Float[Tensor, "b 3 h w"],
     held_out: HybridTokens,
     training: TokenRows,
-    score: CaptionScore,
-    sampling: SamplingConfig,
-    seed: int,
+    score: ProbeScore,
 ) -> Drawn:
-    """Pictures of held-out captions: own caption against another's, and the nearest training image of each."""
-    tokens = draw(lm, list(captions), budgets(lm.vocabulary)[-1], sampling, seed)
-    images = decode_all(hybrid, tokens)
-    own, other = in_batches(score, images, captions), in_batches(score, images, others(captions))
-    known = thumbnails_of_rows(hybrid, lm, training)
-    of_drawn, of_photographs = (
-        nearest(thumbnails(hybrid, one), known) for one in (tokens, held_out[: min(len(held_out), len(captions))])
-    )
+    """Pictures drawn from captions: own caption against another's, and the nearest training image of each.
+
+    Args:
+        tokens: what the model drew, and `images` their decoded pictures.
+        held_out: tokens of the captions' photographs, for comparison: how near do pictures come that cannot be copies?
+    """
+    known = code_vectors_of_rows(hybrid, lm, training)
+    of_drawn, of_photographs = (nearest(hybrid, lm, one, training, known) for one in (tokens, held_out))
     neighbours = tokens_of_rows([training[index] for index in of_drawn.indices.tolist()], lm.vocabulary)
-    figures = {
-        "own_caption": mean_and_interval(own),
-        "other_caption": mean_and_interval(other),
-        "own_minus_other": mean_and_interval(own - other),
+    figures = with_intervals(caption_scores(score, images, captions)) | {
         "distance_to_nearest_training_image": mean_and_interval(of_drawn.distances.double().numpy()),
         "the_same_of_held_out_photographs": mean_and_interval(of_photographs.distances.double().numpy()),
         "codes_equal_to_nearest": mean_and_interval(equal_codes(tokens, neighbours)),
@@ -144,29 +156,48 @@ class Nearest(NamedTuple):
     distances: Float[Tensor, "n"]
 
 
+def nearest(
+    hybrid: HybridTokenizer,
+    lm: LanguageModel,
+    queries: HybridTokens,
+    rows: TokenRows,
+    known: Float[Tensor, "m p"],
+) -> Nearest:
+    """The nearest of the rows, by pixels, among the few that are nearest by code vectors (`known`, of all rows)."""
+    distances = torch.cdist(in_parts(partial(code_vectors, hybrid), queries), known)
+    chosen = distances.topk(min(SHORTLIST, len(known)), largest=False).indices
+    candidates = tokens_of_rows([rows[index] for index in chosen.flatten().tolist()], lm.vocabulary)
+    ours, theirs = (in_parts(partial(thumbnails, hybrid), one) for one in (queries, candidates))
+    errors = (theirs.unflatten(0, tuple(chosen.shape)) - ours[:, None]).square().mean(-1).sqrt()
+    least, best = errors.min(1)
+    return Nearest(chosen.gather(1, best[:, None])[:, 0], least)
+
+
+def in_parts(measure: Callable[[HybridTokens], Tensor], tokens: HybridTokens) -> Tensor:
+    """A measure of tokens, some at once."""
+    return torch.cat([measure(tokens[start : start + PART]) for start in range(0, len(tokens), PART)])
+
+
 def thumbnails(hybrid: HybridTokenizer, tokens: HybridTokens) -> Float[Tensor, "b p"]:
-    """Guides at 32 px, flattened: quick to decode, and enough to find a copy."""
+    """Guides at 32 px, flattened: enough to find a copy."""
+    guides = hybrid.decode_guide(tokens.guide_indices, tokens.image_size).cpu()
+    return resize_area(guides, (THUMBNAIL, THUMBNAIL)).flatten(1)
+
+
+@torch.no_grad()
+def code_vectors(hybrid: HybridTokenizer, tokens: HybridTokens) -> Float[Tensor, "b p"]:
+    """What the guide's decoder reads, flattened. It costs no network, so that all training images can be looked at."""
+    grids = tuple(grid.to(hybrid.device) for grid in tokens.guide_indices)
+    return hybrid.guide.code_sum(grids, hybrid.guide.config.grid_size(tokens.image_size)).float().cpu().flatten(1)
+
+
+def code_vectors_of_rows(hybrid: HybridTokenizer, lm: LanguageModel, rows: TokenRows) -> Float[Tensor, "n p"]:
+    """Those of token shards."""
     parts = []
-    for start in range(0, len(tokens), 8 * BATCH):
-        part = tokens[start : start + 8 * BATCH]
-        guides = hybrid.decode_guide(part.guide_indices, part.image_size).cpu()
-        parts.append(resize_area(guides, (THUMBNAIL, THUMBNAIL)).flatten(1))
+    for start in range(0, len(rows), PART):
+        chosen = [rows[index] for index in range(start, min(start + PART, len(rows)))]
+        parts.append(code_vectors(hybrid, tokens_of_rows(chosen, lm.vocabulary)))
     return torch.cat(parts)
-
-
-def thumbnails_of_rows(hybrid: HybridTokenizer, lm: LanguageModel, rows: TokenRows) -> Float[Tensor, "n p"]:
-    """Thumbnails of token shards."""
-    parts = []
-    for start in range(0, len(rows), 8 * BATCH):
-        chosen = [rows[index] for index in range(start, min(start + 8 * BATCH, len(rows)))]
-        parts.append(thumbnails(hybrid, tokens_of_rows(chosen, lm.vocabulary)))
-    return torch.cat(parts)
-
-
-def nearest(queries: Float[Tensor, "n p"], known: Float[Tensor, "m p"]) -> Nearest:
-    """The nearest known thumbnail of each query."""
-    distances, indices = torch.cdist(queries, known).min(1)
-    return Nearest(indices, distances / known.shape[1] ** 0.5)
 
 
 def equal_codes(tokens: HybridTokens, other: HybridTokens) -> Float64[np.ndarray, "n"]:
@@ -185,7 +216,7 @@ def captions_of_photographs(
     tokens: HybridTokens,
     references: Float[Tensor, "b 3 h w"],
     captions: Sequence[Sequence[str]],
-    score: CaptionScore,
+    score: ProbeScore,
     sampling: SamplingConfig,
     seed: int,
 ) -> dict[str, Any]:
@@ -196,9 +227,8 @@ def captions_of_photographs(
     from torchmetrics.functional.text import bleu_score
 
     written = describe(lm, tokens, sampling, seed)
-    table = np.stack(
-        [in_batches(score, references, [text] * len(references)) for text in written]
-    )  # caption x photograph
+    pictures = in_batches(score.picture_vectors, references)
+    table = (score.text.sentence_features(written) @ pictures.T).double().numpy()  # caption x photograph
     ranks = (table > np.diagonal(table)[:, None]).sum(1)
     folded, references_folded = ([text.lower() for text in written], [[t.lower() for t in texts] for texts in captions])
     return {
@@ -218,17 +248,15 @@ def captions_of_photographs(
 def share_of_whole_images(
     lm: LanguageModel, captions: Sequence[str], sampling: SamplingConfig, seed: int
 ) -> dict[str, float]:
-    """How often the model writes a whole image after `<img>`, with constrained decoding and without."""
-    whole = budgets(lm.vocabulary)[-1]
-    draw(lm, list(captions), whole, sampling, seed)  # raises unless every image is whole
-    config: GenerationConfig = generation_config(lm, sampling, max_new_tokens=whole + 1)
+    """How often the model writes a whole image after `<img>` without constrained decoding."""
+    config = generation_config(lm, sampling, max_new_tokens=budgets(lm.vocabulary)[-1] + 1)
     count = 0
     with seeded(seed, lm.model.device):
         for start in range(0, len(captions), sampling.batch_size):
             ids, mask = left_padded(image_prompts(lm, captions[start : start + sampling.batch_size]), lm)
             output = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             count += sum(_begins_with_an_image(row[ids.shape[1] - 1 :], lm) for row in output.tolist())
-    return {"constrained": 1.0, "unconstrained": count / len(captions)}
+    return {"unconstrained": count / len(captions)}
 
 
 def _begins_with_an_image(token_ids: list[int], lm: LanguageModel) -> bool:
@@ -238,22 +266,3 @@ def _begins_with_an_image(token_ids: list[int], lm: LanguageModel) -> bool:
         return len(read_sequence(token_ids[: token_ids.index(lm.vocabulary.end_id) + 1], lm.vocabulary).images) == 1
     except HybridTokenizerError:
         return False
-
-
-def scores_at_budgets(
-    hybrid: HybridTokenizer,
-    lm: LanguageModel,
-    captions: Sequence[str],
-    score: CaptionScore,
-    sampling: SamplingConfig,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Own caption against another's of pictures drawn with 36, 52, ... tokens."""
-    rows = []
-    for budget in budgets(lm.vocabulary):
-        images = decode_all(hybrid, draw(lm, list(captions), budget, sampling, seed))
-        own, other = in_batches(score, images, captions), in_batches(score, images, others(captions))
-        rows.append(
-            {"budget": budget, "own_caption": mean_and_interval(own), "own_minus_other": mean_and_interval(own - other)}
-        )
-    return rows

@@ -21,6 +21,7 @@ from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.errors import HybridTokenizerError, absent, first_line
 from hybrid_tokenizer.language.config import LanguageModelConfig
 from hybrid_tokenizer.language.llama import FactorisedLlamaConfig, FactorisedLlamaForCausalLM
+from hybrid_tokenizer.language.places import num_places, place_vectors
 from hybrid_tokenizer.language.vocabulary import (
     VOCABULARY_NAME,
     Codebooks,
@@ -37,6 +38,8 @@ from hybrid_tokenizer.tokens import HybridVocabulary, TokenSource
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
+USUAL_RANGE, USUAL_WIDTH = 0.02, 1024
+"""Standard deviation of new weights, and the width at which it suits: products keep their size at any width."""
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 """What transformers raises for a folder without a model or tokenizer."""
 
@@ -88,7 +91,7 @@ def build_model(
     Args:
         codebooks: vectors for `row_start="codebooks"`; not read otherwise.
     """
-    model = new_llama(config, tokenizer, vocabulary) if config.base is None else read_model(config)
+    model = new_llama(config, tokenizer, vocabulary, generator) if config.base is None else read_model(config)
     wanted = codebooks if config.row_start == "codebooks" else None
     if config.row_start == "codebooks" and codebooks is None:
         raise HybridTokenizerError(
@@ -103,7 +106,10 @@ def build_model(
 
 
 def new_llama(
-    config: LanguageModelConfig, tokenizer: PreTrainedTokenizerFast, vocabulary: HybridVocabulary
+    config: LanguageModelConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    vocabulary: HybridVocabulary,
+    generator: torch.Generator,
 ) -> PreTrainedModel:
     """Random weights, tied embeddings, rows for the text alone."""
     begin, end = document_boundaries(tokenizer)
@@ -111,11 +117,25 @@ def new_llama(
         "vocab_size": padded_rows(vocabulary.text_vocab_size), "hidden_size": config.width,
         "intermediate_size": config.mlp_width, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
         "max_position_embeddings": config.max_length, "tie_word_embeddings": True,
+        "initializer_range": USUAL_RANGE * (USUAL_WIDTH / config.width) ** 0.5,
         "pad_token_id": tokenizer.pad_token_id, "bos_token_id": begin[0] if begin else None, "eos_token_id": end,
     }  # fmt: skip
     if config.embedding_width is None:
         return LlamaForCausalLM(LlamaConfig(**sizes))
-    return FactorisedLlamaForCausalLM(FactorisedLlamaConfig(**sizes, embedding_width=config.embedding_width))
+    places = {
+        "num_places": num_places(vocabulary),
+        "image_begin_id": vocabulary.begin_id,
+        "image_end_id": vocabulary.end_id,
+    }
+    model = FactorisedLlamaForCausalLM(FactorisedLlamaConfig(**sizes, **places, embedding_width=config.embedding_width))
+    with (
+        torch.no_grad()
+    ):  # tokens and places enter the first block at about the same size; at first all ids are as likely
+        nn.init.normal_(model.model.embed_tokens.weight, std=config.embedding_width**-0.5)
+        nn.init.normal_(model.widen.weight)
+        nn.init.normal_(model.narrow.weight, std=0.1 * config.width**-0.5)
+        model.places.weight.copy_(place_vectors(vocabulary, config.width, generator))
+    return model
 
 
 def read_model(config: LanguageModelConfig) -> PreTrainedModel:
@@ -163,6 +183,19 @@ def language_model_names() -> list[str]:
     return sorted(path.parent.name for path in PRESETS.glob(f"*/{VOCABULARY_NAME}"))
 
 
+def language_model_folder(source: str, revision: str | None = None) -> Path:
+    """The folder of a preset's name, a folder or a hub id."""
+    names = language_model_names()
+    if source in names:
+        return PRESETS / source
+    if not Path(source).is_dir() and not hub.is_hub_id(source):
+        raise HybridTokenizerError(
+            f"{source} is no language model of this package (it has {', '.join(names) or 'none'}) and no folder; give a "
+            "folder that train-lm wrote, or a hub id like owner/name"
+        )
+    return hub.folder(source, expected="a folder that train-lm wrote", revision=revision, patterns=MODEL_FILES)
+
+
 def load_language_model(
     source: str, image_tokenizer: TokenSource | None = None, revision: str | None = None
 ) -> LanguageModel:
@@ -172,10 +205,7 @@ def load_language_model(
         image_tokenizer: the one in use; a model of another's tokens is refused.
     """
     quiet_transformers()
-    if source in language_model_names():
-        folder = PRESETS / source
-    else:
-        folder = hub.folder(source, expected="a folder that train-lm wrote", revision=revision, patterns=MODEL_FILES)
+    folder = language_model_folder(source, revision)
     tokenizer, vocabulary = load_vocabulary(folder, image_tokenizer)
     model = load_causal_model(folder, torch.float32)
     check_model(model, vocabulary)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.language.documents import Document
+from hybrid_tokenizer.language.llama import FactorisedLlamaForCausalLM
 
 NOTHING = -100
 """Target of the last token of a document, and of padding."""
@@ -93,7 +94,10 @@ class KindLosses(NamedTuple):
 def kind_losses(model: nn.Module, packed: Packed, num_kinds: int) -> KindLosses:
     """Loss over the whole vocabulary, as training minimises it."""
     has_target = packed.targets != NOTHING
-    losses = F.cross_entropy(packed_logits(model, packed), packed.targets[has_target], reduction="none")
+    if isinstance(model, FactorisedLlamaForCausalLM):
+        losses = model.token_losses(packed.input_ids, packed.position_ids, packed.targets, NOTHING)
+    else:
+        losses = F.cross_entropy(packed_logits(model, packed), packed.targets[has_target], reduction="none")
     kinds = packed.kinds[has_target]
     sums = losses.new_zeros(num_kinds).index_add(0, kinds, losses)
     return KindLosses(sums, torch.bincount(kinds, minlength=num_kinds))

@@ -21,6 +21,8 @@ from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource, check_source
 
 VOCABULARY_NAME = "hybrid_vocabulary.json"
+SQUARES = 0.5
+"""Weight of the squares of a code's values beside the values. With both, a linear head can say any Gaussian over the codes."""
 ROWS_MULTIPLE = 64
 """Embedding rows are padded to a multiple of this: matrix products over the vocabulary are faster."""
 
@@ -144,8 +146,8 @@ def resize_embeddings(
 
     Rows are padded to a multiple of 64 and never fewer than before. The text's rows stay as they are. Those after them
     are drawn from the mean and the covariance of the text's (Hewitt 2021), input and output embedding each from its own;
-    with `codebooks`, the rows of codes are a random projection of the codes' vectors with the text's mean and variance, so
-    that codes that look alike start alike.
+    with `codebooks`, the rows of codes are a random projection of the codes' vectors and their squares with the text's mean
+    and variance, so that codes that look alike start alike.
     """
     old_rows = model.get_input_embeddings().weight.shape[0]
     if old_rows < vocabulary.text_vocab_size:
@@ -182,6 +184,7 @@ def _start_rows(
                 raise HybridTokenizerError(f"a codebook has {len(codes)} vectors, the vocabulary {size}; give its own")
             codes = codes.detach().double().cpu()
             codes = (codes - codes.mean(0)) / codes.std(0).clamp(min=1e-12)
+            codes = torch.cat([codes, SQUARES * (codes.square() - 1)], dim=1)
             projection = torch.randn(codes.shape[1], len(mean), generator=generator, dtype=torch.float64)
             new[first : first + size] = mean + codes @ projection * (deviation / codes.shape[1] ** 0.5)
             first += size

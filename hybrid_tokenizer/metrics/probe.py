@@ -64,9 +64,13 @@ class ProbeScore(nn.Module):
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"], captions: Sequence[str]) -> Float64[Tensor, "b"]:
         """One value per image. Images are rounded to 8 bits first."""
+        return (self.picture_vectors(images) * self.text.sentence_features(list(captions))).sum(-1).double()
+
+    @torch.no_grad()
+    def picture_vectors(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The probe's embeddings, of unit length. Images are rounded to 8 bits first."""
         check_range(images)
-        vectors = self.probe(pooled_features(self.network, from_uint8(to_uint8(images))))
-        return (vectors * self.text.sentence_features(list(captions))).sum(-1).double()
+        return self.probe(pooled_features(self.network, from_uint8(to_uint8(images))))
 
 
 @torch.no_grad()
