@@ -13,7 +13,7 @@ from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 IMAGENET, PAPERS_PAIRS, GPUS = 1_281_167, 5_000_000, 8
 COMMANDS = {
     "guide": "train_guide", "contrastive": "train_semantic", "quantize": "train_semantic", "vae": "pretrain_diffusion",
-    "unet": "pretrain_diffusion", "finetune": "pretrain_diffusion",
+    "unet": "pretrain_diffusion", "finetune": "pretrain_diffusion", "lm": "train_lm",
 }  # fmt: skip
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
 
@@ -22,12 +22,13 @@ def compose(name, *options):
     """The configuration that `python scripts/NAME.py OPTIONS` runs with."""
     register_schemas()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return OmegaConf.to_object(hydra.compose(name, ["data.root=FOLDER", "output_dir=DIR", *options]))
+        data = "data.tokens=FOLDER" if name == "train_lm" else "data.root=FOLDER"
+        return OmegaConf.to_object(hydra.compose(name, [data, "output_dir=DIR", *options]))
 
 
 def composed(recipe, *options):
     stage = recipe.partition("_")[2]
-    stage_option = [] if stage == "guide" else [f"stage={stage}"]
+    stage_option = [] if stage in ("guide", "lm") else [f"stage={stage}"]
     return compose(COMMANDS[stage], f"recipe={recipe}", *stage_option, *options)
 
 

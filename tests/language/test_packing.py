@@ -8,8 +8,9 @@ from token_rows import text_side, token_rows
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.language.config import DocumentConfig, TokenLossWeights
+from hybrid_tokenizer.language.config import DocumentConfig, LanguageModelConfig, TokenLossWeights
 from hybrid_tokenizer.language.documents import DocumentStream, kind_names
+from hybrid_tokenizer.language.model import build_model
 from hybrid_tokenizer.language.packing import NOTHING, KindLosses, first_fit, kind_losses, pack
 
 TOKENIZER, VOCABULARY = text_side()
@@ -27,12 +28,21 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=ROWS, n_positions=256, n_embd=16, n_layer=2, n_head=2)).eval()
 
 
+def own():
+    """The model of `train-lm` without a base, with places and losses in chunks."""
+    torch.manual_seed(0)
+    config = LanguageModelConfig(width=16, layers=2, heads=2, mlp_width=32, embedding_width=8, row_start="statistics")
+    model = build_model(config, TOKENIZER, VOCABULARY, None, torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.narrow.weight)
+    return model
+
+
 def gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("build", [lambda: random_llama(rows=ROWS, layers=2), gpt2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("build", [lambda: random_llama(rows=ROWS, layers=2), gpt2, own], ids=["llama", "gpt2", "own"])
 def test_packed_loss_and_gradients_are_those_of_the_documents_one_by_one(build, attention):
     model = build()
     model.set_attn_implementation(attention)

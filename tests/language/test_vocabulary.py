@@ -133,7 +133,7 @@ def test_rows_from_codebooks_keep_what_is_near_near():
     vocabulary = dataclasses.replace(SMALL, text_vocab_size=100)
     guide = torch.randn(50, 4)
     guide[7] = guide[3] + 0.01
-    model = llama(100)
+    model = llama(100, width=128)
     text = model.get_input_embeddings().weight[:100].detach().clone()
     codebooks = Codebooks(torch.randn(20, 8), guide)
     resize_embeddings(model, vocabulary, torch.Generator().manual_seed(0), codebooks)
