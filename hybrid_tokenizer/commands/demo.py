@@ -1,4 +1,7 @@
-"""Serve a page that turns a photograph into token ids and back, with sliders for budget, strength, steps and guidance."""
+"""Serve a page that turns a photograph into token ids and back, with sliders for budget, strength, steps and guidance.
+
+With a language model it also draws what a text says, and says what a picture shows.
+"""
 
 import argparse
 
@@ -9,14 +12,23 @@ def run(options: argparse.Namespace) -> None:
     """Load the tokenizer and serve until interrupted. Imports are here so that `--help` needs no model library."""
     from hybrid_tokenizer.apps.demo.app import demo_app
     from hybrid_tokenizer.apps.demo.pictures import DemoTokenizer
+    from hybrid_tokenizer.apps.demo.writing import DemoWriter
     from hybrid_tokenizer.apps.web import serving
     from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.hybrid import HybridTokenizer
+    from hybrid_tokenizer.language.model import language_model_names, load_language_model
 
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
     tokenizer.render_size = options.render_size or tokenizer.diffusion.config.trained_size
+    page = DemoTokenizer(tokenizer, options.text_vocab_size)
+    name = options.language_model or next((one for one in language_model_names() if one == f"{options.model}_lm"), None)
+    writer = None
+    if name is not None:
+        lm = load_language_model(name, tokenizer.source)
+        lm.model.to(tokenizer.device)
+        writer = DemoWriter(lm, page.vocabulary)
     access = serving.access_for(options.host)
-    app = demo_app(DemoTokenizer(tokenizer, options.text_vocab_size), access)
+    app = demo_app(page, access, writer=writer)
     serving.serve(app, options.host, options.port, access)
 
 
@@ -27,6 +39,10 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8001, help="0 picks a free port (%(default)s)")
     parser.add_argument("--model", default="tiny", help="preset, folder or hub id (%(default)s)")
+    parser.add_argument(
+        "--language-model",
+        help="draws from a text and writes captions: preset, folder or hub id; the embedded one of the preset",
+    )
     parser.add_argument(
         "--text-vocab-size", type=int, default=0, help="text ids that come before the image ids (%(default)s)"
     )

@@ -13,7 +13,8 @@ for job, port in zip(json.loads(sys.argv[1]), json.loads(sys.argv[2]), strict=Tr
     error = run_command("train_lm", *SMALL_LM, *job["options"])
     if error is not None:
         sys.exit(f"rank {os.environ['RANK']}: {error}")
-    dist.destroy_process_group()
+    if dist.is_initialized():  # not after a run to its end
+        dist.destroy_process_group()
     reset_accelerate()
     for name in job["environment"]:
         del os.environ[name]

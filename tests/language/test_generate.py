@@ -50,6 +50,15 @@ def test_a_caption_draws_its_own_picture(trained):
         assert min(own) > 0.5 > max(other)
 
 
+def test_guidance_is_towards_the_caption(trained):
+    shares = []
+    for guidance in (1.0, 2.0):  # so hot that the caption alone does not decide the first codes
+        sampling = SamplingConfig(temperature=3.0, guidance=guidance, batch_size=60)
+        drawn = draw(trained, [CAPTIONS[2]] * 60, 34, sampling)
+        shares.append(torch.isin(drawn.semantic_indices[:, :4], torch.tensor([6, 7, 8])).float().mean())
+    assert shares[1] > shares[0] + 0.08
+
+
 def test_the_seed_decides_and_the_callers_random_state_stays(trained):
     before = torch.random.get_rng_state()
     one, same, other = (draw(trained, CAPTIONS[:2], 52, SamplingConfig(), seed=seed) for seed in (3, 3, 4))

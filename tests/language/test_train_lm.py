@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from lm_runs import kill_at, refused, train_lm
+from lm_runs import finish_ranks, kill_at, refused, start_ranks, train_lm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -54,6 +54,40 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(run, corpus, tmp_path):
     assert train_lm(*options, "training.num_workers=1") == ["resumed from step 4", "finished at step 6"]
     assert final_weights(tmp_path / "run") == final_weights(run)
     assert logged(tmp_path / "run") == logged(run)
+
+
+def test_two_processes_and_fsdp2_train_the_same_model(corpus, tmp_path):
+    """Batches of 2 on two ranks are batches of 4 on one. FSDP2 resumes, and leaves a model that loads."""
+
+    def job(name, steps, **changes):
+        options = corpus.options(tmp_path / name, max_steps=steps, save_every=2, validate_every=2, batch_size=2)
+        return {"options": options, "environment": changes}
+
+    fsdp = {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    }  # fmt: skip
+    ranks = start_ranks([job("ddp", 4), job("fsdp", 2, **fsdp), job("fsdp", 4, **fsdp)])
+    train_lm(*corpus.options(tmp_path / "one", max_steps=4, save_every=2, validate_every=2))
+    said, _ = finish_ranks(ranks)
+    assert [line for line in said.splitlines() if "at step" in line or "from step" in line] == [
+        "starting from step 0", "finished at step 4", "starting from step 0", "finished at step 2", "resumed from step 2",
+        "finished at step 4",
+    ]  # fmt: skip
+    facts = json.loads((tmp_path / "ddp" / "final" / "training.json").read_text())
+    assert len(facts["weights_sha256_by_rank"]) == 2 and len(set(facts["weights_sha256_by_rank"])) == 1
+    assert facts["images_seen"] == 16
+
+    whole, shared, sharded = (
+        load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "ddp", "fsdp")
+    )
+    start = load_language_model(str(tmp_path / "fsdp" / "final")).model  # loads
+    assert sum(map(torch.numel, start.parameters())) == sum(map(torch.numel, whole.values()))
+    assert set(whole) == set(shared) == set(sharded)
+    for name, weight in shared.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+    losses = [validations(tmp_path / name)[4]["val_loss"] for name in ("one", "ddp", "fsdp")]
+    assert losses[1] == pytest.approx(losses[2], abs=1e-5) and losses[0] == pytest.approx(losses[1], abs=0.05)
 
 
 def test_adapters_of_a_trained_model_resume_and_are_merged(run, corpus, tmp_path):

@@ -1,4 +1,4 @@
-"""The demo's server: samples, encode, decode. It stores nothing that it receives."""
+"""The demo's server: samples, encode, decode, and a language model that draws and captions. It stores nothing it receives."""
 
 import io
 from pathlib import Path
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from hybrid_tokenizer.apps.demo.pictures import MAX_SEED, MAX_STEPS, DemoTokenizer, Part
 from hybrid_tokenizer.apps.demo.uploads import MAX_BYTES, read_upload
+from hybrid_tokenizer.apps.demo.writing import DemoWriter
 from hybrid_tokenizer.apps.web.guard import Access, Limits
 from hybrid_tokenizer.apps.web.pages import WebError, guarded_app
 from hybrid_tokenizer.apps.web.work_queue import WorkQueue
@@ -19,25 +20,51 @@ from hybrid_tokenizer.images import fit_square
 PAGE = Path(__file__).parent / "page"
 LIMITS = Limits(body_bytes=MAX_BYTES + 65_536)  # the form adds a little to the file
 MAX_WAITING = 8
+MAX_TEXT = 300
 THUMBNAIL = 160
+Ids = Annotated[list[StrictInt], Field(min_length=1, max_length=20_000)]
+Seed = Annotated[StrictInt, Field(ge=0, le=MAX_SEED)]
 
 
 class Decoding(BaseModel):
     """A request of the page; the ranges are those of its sliders."""
 
     model_config = ConfigDict(extra="forbid")
-    ids: list[StrictInt] = Field(min_length=1, max_length=20_000)
+    ids: Ids
     part: Part
     strength: float = Field(ge=0, le=1)
     steps: int = Field(ge=1, le=MAX_STEPS)
     guidance: float = Field(ge=1, le=15)
-    seed: StrictInt = Field(default=0, ge=0, le=MAX_SEED)
+    seed: Seed = 0
+
+
+class Drawing(BaseModel):
+    """A text of the page."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    seed: Seed = 0
+
+
+class Captioning(BaseModel):
+    """The picture on the page."""
+
+    model_config = ConfigDict(extra="forbid")
+    ids: Ids
 
 
 def demo_app(
-    tokenizer: DemoTokenizer, access: Access, limits: Limits = LIMITS, max_waiting: int = MAX_WAITING
+    tokenizer: DemoTokenizer,
+    access: Access,
+    limits: Limits = LIMITS,
+    max_waiting: int = MAX_WAITING,
+    writer: DemoWriter | None = None,
 ) -> FastAPI:
-    """Runs one computation at a time. The page and the samples are served meanwhile."""
+    """Runs one computation at a time. The page and the samples are served meanwhile.
+
+    Args:
+        writer: draws from a text and writes captions; without it the page offers neither.
+    """
     app = guarded_app(PAGE, limits, access)
     queue = WorkQueue(max_waiting)
     samples = sample_photographs()
@@ -54,7 +81,7 @@ def demo_app(
 
     @app.get("/api/tokenizer")
     def facts() -> dict[str, Any]:
-        return tokenizer.facts() | {"samples": list(samples), "max_bytes": MAX_BYTES}
+        return tokenizer.facts() | {"samples": list(samples), "max_bytes": MAX_BYTES, "writes": writer is not None}
 
     @app.get("/samples/{name}")
     def thumbnail(name: str) -> Response:
@@ -76,5 +103,18 @@ def demo_app(
         return queue.run(
             lambda: tokenizer.decode(asked.ids, asked.part, asked.strength, asked.steps, asked.guidance, asked.seed)
         )
+
+    def chosen_writer() -> DemoWriter:
+        if writer is None:
+            raise WebError(404, "this server has no language model; start it with --language-model")
+        return writer
+
+    @app.post("/api/draw")
+    def draw(asked: Drawing) -> dict[str, Any]:
+        return queue.run(lambda: chosen_writer().draw(asked.text, asked.seed))
+
+    @app.post("/api/caption")
+    def caption(asked: Captioning) -> dict[str, str]:
+        return queue.run(lambda: chosen_writer().caption(asked.ids))
 
     return app

@@ -15,7 +15,7 @@ from hybrid_tokenizer.diffusion.config import VALID_NUM_INFERENCE_STEPS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.images import fit_square, resize_bicubic, to_pil
-from hybrid_tokenizer.tokens import HybridTokens
+from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary
 
 Part = Literal["guide", "semantic", "hybrid"]
 MAX_ID = 2**40
@@ -62,9 +62,7 @@ class DemoTokenizer:
         self, ids: Sequence[int], part: Part, strength: float, steps: int, guidance: float, seed: int = 0
     ) -> dict[str, Any]:
         """One image. The ids may be those of a nested guide's prefix."""
-        if wrong := next((value for value in ids if abs(value) > MAX_ID), None):
-            raise HybridTokenizerError(f"id {wrong} is not in this vocabulary; copy the ids again")
-        tokens = HybridTokens.from_token_ids(torch.tensor([list(ids)], dtype=torch.int64), self.vocabulary)
+        tokens = tokens_of_ids(ids, self.vocabulary)
         return {"picture": as_png(to_pil(self._render(tokens, part, strength, steps, guidance, seed)[0]))}
 
     def _render(
@@ -78,6 +76,13 @@ class DemoTokenizer:
             tokens.semantic_indices, grids, size, generator=torch.Generator().manual_seed(seed),
             strength=strength, num_inference_steps=steps, guidance_scale=guidance,
         )  # fmt: skip
+
+
+def tokens_of_ids(ids: Sequence[int], vocabulary: HybridVocabulary) -> HybridTokens:
+    """One image from the ids that a page sent."""
+    if wrong := next((value for value in ids if abs(value) > MAX_ID), None):
+        raise HybridTokenizerError(f"id {wrong} is not in this vocabulary; copy the ids again")
+    return HybridTokens.from_token_ids(torch.tensor([list(ids)], dtype=torch.int64), vocabulary)
 
 
 def as_png(image: Image.Image) -> str:

@@ -8,6 +8,7 @@ import time
 import zlib
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from helpers.small_models import small_hybrid
 from PIL import Image
@@ -15,8 +16,14 @@ from PIL import Image
 from hybrid_tokenizer.apps.demo import app as demo
 from hybrid_tokenizer.apps.demo.pictures import SEARCH_STEPS, DemoTokenizer
 from hybrid_tokenizer.apps.demo.uploads import MAX_BYTES
+from hybrid_tokenizer.apps.demo.writing import DemoWriter
 from hybrid_tokenizer.apps.web.guard import Access
 from hybrid_tokenizer.apps.web.limits import Rate
+from hybrid_tokenizer.errors import HybridTokenizerError
+from hybrid_tokenizer.language.config import LanguageModelConfig
+from hybrid_tokenizer.language.model import LanguageModel, build_model, train_text_tokenizer
+from hybrid_tokenizer.language.vocabulary import add_image_tokens
+from hybrid_tokenizer.tokens import HybridVocabulary
 
 FREE = demo.LIMITS._replace(calls=Rate(1e4, 10_000))
 OPTIONS = {"part": "hybrid", "strength": 0.4, "steps": 4, "guidance": 1.0}
@@ -86,6 +93,41 @@ def test_the_search_is_asked_for(client):
     once, searched = (client.post(f"/api/encode/cat{search}").json() for search in ("", "?search=true"))
     assert len(once["ids"]) == len(searched["ids"]) and once["picture"] == searched["picture"]
     assert once["ids"] != searched["ids"] and once["seconds"] < searched["seconds"]
+
+
+@pytest.fixture(scope="module")
+def writing(tokenizer):
+    """The page with a language model of random weights."""
+    captions = train_text_tokenizer(["a dog on the grass"], 300)
+    vocabulary = add_image_tokens(captions, tokenizer.tokenizer.vocabulary())
+    config = LanguageModelConfig(width=16, layers=1, heads=2, mlp_width=16, row_start="statistics")
+    model = build_model(config, captions, vocabulary, None, torch.Generator().manual_seed(0))
+    writer = DemoWriter(LanguageModel(model.eval(), captions, vocabulary), tokenizer.vocabulary)
+    return TestClient(demo.demo_app(tokenizer, Access(), FREE, writer=writer), base_url="http://127.0.0.1")
+
+
+def test_a_text_is_drawn_and_a_picture_captioned(writing, client):
+    assert writing.get("/api/tokenizer").json()["writes"] and not client.get("/api/tokenizer").json()["writes"]
+    one, same, other = (
+        writing.post("/api/draw", json={"text": "a dog", "seed": seed}).json()["ids"] for seed in (1, 1, 2)
+    )
+    assert one == same != other and (one[0], one[-1], len(one)) == (1000, 1001, 55)
+    assert picture(writing.post("/api/decode", json={**OPTIONS, "ids": one})).size == (32, 32)
+    for length in (35, 55):  # any budget can be described
+        said = writing.post("/api/caption", json={"ids": [*one[: length - 1], 1001]})
+        assert said.status_code == 200 and isinstance(said.json()["caption"], str)
+    for wrong in ({"text": ""}, {"text": "x" * 301}, {"text": "a", "seed": -1}, {"text": "a", "more": 1}, {}):
+        assert writing.post("/api/draw", json=wrong).status_code == 422
+    assert writing.post("/api/caption", json={"ids": one[:-1]}).status_code == 400
+    for path, asked in (("draw", {"text": "a dog"}), ("caption", {"ids": one})):
+        answer = client.post(f"/api/{path}", json=asked)
+        assert answer.status_code == 404 and "start it with --language-model" in answer.json()["error"]
+
+
+def test_a_language_model_of_other_grids_is_refused(tokenizer):
+    lm = LanguageModel(None, None, HybridVocabulary(20, 50, ((2, 2),), (32, 32), text_vocab_size=9))
+    with pytest.raises(HybridTokenizerError, match="use the model that was trained at this image size"):
+        DemoWriter(lm, tokenizer.vocabulary)
 
 
 def test_samples(client):

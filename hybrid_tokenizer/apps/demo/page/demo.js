@@ -34,6 +34,8 @@ async function call(path, options) {
   }
 }
 
+const json = (value) => ({ method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(value) });
+
 function tell(text, kind = "") {
   at("status").textContent = text;
   at("status").className = kind;
@@ -121,6 +123,8 @@ function clear(id) {
 // The slider offers only those numbers of steps that divide the schedule.
 const steps = () => facts.step_choices[Number(at("steps").value)];
 
+const seed = () => Math.min(Math.max(Math.trunc(Number(at("seed").value)) || 0, 0), 4294967295);
+
 const guideLength = () => facts.sequence_lengths[Number(at("budget").value) - 1] - NUM_SEMANTIC - 2;
 
 // <img>, 32 semantic ids, the first grids of the guide, </img>
@@ -154,6 +158,7 @@ async function begin(work, words) {
     if (ids && ids.join() !== encoded.ids.join()) offerBefore(ids);
     ids = encoded.ids;
     source = () => begin(work, words);
+    at("caption").textContent = "";
     await draw("original", encoded.picture);
     for (const part of PARTS) delete made[part];
     at("original-note").textContent = `${words}, encoded in ${encoded.seconds.toFixed(1)} s`;
@@ -181,12 +186,11 @@ async function render() {
   const mine = newRound();
   label();
   showIds();
-  const seed = Math.min(Math.max(Math.trunc(Number(at("seed").value)) || 0, 0), 4294967295);
-  const options = { strength: Number(at("strength").value), steps: steps(), guidance: Number(at("guidance").value), seed };
+  const options = { strength: Number(at("strength").value), steps: steps(), guidance: Number(at("guidance").value), seed: seed() };
   const shown = prefix();
   const keys = {
     guide: JSON.stringify(shown),
-    semantic: JSON.stringify([shown.slice(1, NUM_SEMANTIC + 1), options.steps, options.guidance, seed]),
+    semantic: JSON.stringify([shown.slice(1, NUM_SEMANTIC + 1), options.steps, options.guidance, options.seed]),
     hybrid: JSON.stringify([shown, options]),
   };
   const needed = PARTS.filter((part) => made[part] !== keys[part]);
@@ -196,7 +200,7 @@ async function render() {
     for (const [index, part] of needed.entries()) {
       progress(index / needed.length);
       tell(`Decoding: ${part} …`);
-      const { picture } = await call("/api/decode", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ ids: shown, part, ...options }) });
+      const { picture } = await call("/api/decode", json({ ids: shown, part, ...options }));
       if (mine !== round) return;
       await draw(part, picture);
       made[part] = keys[part];
@@ -204,6 +208,32 @@ async function render() {
     }
     compare();
     tell(`Ready, ${((performance.now() - start) / 1000).toFixed(1)} s.`, "good");
+    await caption(mine);
+  } catch (error) {
+    fail(error, mine);
+  }
+}
+
+// Once for each picture, when everything else is on the page.
+async function caption(mine) {
+  if (!facts.writes || !source || at("caption").textContent) return;
+  const answer = await call("/api/caption", json({ ids }));
+  if (mine === round) at("caption").textContent = answer.caption || "The model says nothing.";
+}
+
+async function drawText(event) {
+  event.preventDefault();
+  const text = at("text").value.trim();
+  if (!text) return tell("There is nothing to draw; type some words first.", "bad");
+  clearTimeout(timer);
+  const mine = newRound();
+  progress();
+  tell("Drawing tokens …");
+  try {
+    const drawn = await call("/api/draw", json({ text, seed: seed() }));
+    if (mine !== round) return;
+    adopt(drawn.ids, `none: drawn from your text in ${drawn.seconds.toFixed(1)} s`);
+    render();
   } catch (error) {
     fail(error, mine);
   }
@@ -263,18 +293,23 @@ function decodePasted() {
   if (!scales) return tell(`There are ${words.length} ids; this tokenizer has ${facts.sequence_lengths.join(" or ")} per picture.`, "bad");
   const pasted = words.map(Number);
   const known = ids && pasted.join() === prefix().join();
-  if (!known) {
-    clear("original");
-    at("original-note").textContent = "not available: decoded from pasted ids";
-    ids = pasted;
-    source = other = null;
-    at("other").value = "";
-    at("budget").max = scales;
-    at("budget").value = scales;
-    at("budget").disabled = scales === 1;
-  }
+  if (!known) adopt(pasted, "not available: decoded from pasted ids");
   for (const part of PARTS) delete made[part];
   render();
+}
+
+// Ids without a photograph.
+function adopt(newIds, words) {
+  clear("original");
+  at("original-note").textContent = words;
+  at("caption").textContent = "";
+  ids = newIds;
+  source = other = null;
+  at("other").value = "";
+  const scales = facts.sequence_lengths.indexOf(ids.length) + 1;
+  at("budget").max = at("budget").value = scales;
+  at("budget").disabled = scales === 1;
+  for (const part of PARTS) delete made[part];
 }
 
 async function copy() {
@@ -299,6 +334,7 @@ async function open() {
   at("budget").value = facts.sequence_lengths.length;
   at("steps").max = facts.step_choices.length - 1;
   at("search").parentElement.hidden = !facts.search_steps;
+  at("write").hidden = !facts.writes;
   at("search-cost").textContent = `(${facts.search_steps} gradient steps; encoding takes several times longer)`;
   reset();
   for (const name of facts.samples) {
@@ -323,6 +359,7 @@ async function open() {
   at("download").addEventListener("click", download);
   at("reset").addEventListener("click", reset);
   at("cancel").addEventListener("click", cancel);
+  at("write").addEventListener("submit", drawText);
   at("copy").addEventListener("click", copy);
   at("decode").addEventListener("click", decodePasted);
 }
