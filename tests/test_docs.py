@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import composed
+from helpers.pages import PAGES, command_lines, command_of, lines_of
 from omegaconf import OmegaConf
 
 from hybrid_tokenizer.commands.cli import COMMANDS, with_paths
 from hybrid_tokenizer.commands.config import group_choices
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
@@ -54,39 +54,11 @@ def test_the_table_of_equations_names_each_of_the_papers_ten():
     assert {int(number) for number in re.findall(r"eq\. (\d+)", table)} == set(range(1, 11))
 
 
-CODE = re.compile(r"^```(?:|bash|sh|console)\n(.*?)^```|((?:^    \S.*\n)+)|`([^`\n]+)`", flags=re.M | re.S)
-
-
-def lines_of(page):
-    """The command lines of a page: those of its blocks, and those within its sentences. Prompts, comments and ends of lines
-    that go on are taken out."""
-    for block, indented, within in CODE.findall(
-        re.sub(r"^```python\n.*?^```", "", page.read_text(), flags=re.M | re.S)
-    ):
-        for line in (block or indented or within).replace("\\\n", " ").splitlines():
-            yield line.strip()
-
-
-def commands_of(page):
-    """Name in the table and arguments of each command of this package that a page shows."""
-    for line in lines_of(page):
-        if (
-            not re.match(r"(python|accelerate|torchrun|hybrid-tokenizer|[A-Z_]+=\S+ )", line)
-            or "..." in line
-            or "COMMAND" in line
-        ):
-            continue
-        words = shlex.split(line, comments=True)
-        script = next((i for i, word in enumerate(words) if word.startswith("scripts/")), None)
-        if script is not None:
-            (name,) = re.findall(r'run\("([\w-]+)"\)', (ROOT / words[script]).read_text())
-            yield name, words[script + 1 :]
-        elif words[0] == "hybrid-tokenizer" and len(words) > 1 and not words[1].startswith("-"):
-            yield words[1], words[2:]
-
-
 SHOWN = [
-    (page.name, name, words) for page in PAGES for name, words in commands_of(page) if words and "--help" not in words
+    (page.name, *shown)
+    for page in PAGES
+    for shown in map(command_of, command_lines(page))
+    if shown is not None and shown[1] and "--help" not in shown[1]
 ]
 EXAMPLES = [("help", name, shlex.split(command.example)) for name, command in COMMANDS.items() if command.example]
 

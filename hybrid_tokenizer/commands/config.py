@@ -6,6 +6,7 @@ A command is `@command("NAME") def main(config: Schema) -> None` in `hybrid_toke
 """
 
 import dataclasses
+import functools
 import io
 import os
 import sys
@@ -197,6 +198,7 @@ def section_of(config: Any, kind: type) -> Any:
     return kind(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
+@functools.cache
 def register_schemas() -> None:
     """Register the names that the files of `configs/` refer to. The presets' numbers live with the components, not in YAML."""
     store = ConfigStore.instance()

@@ -10,13 +10,15 @@ def run(options: argparse.Namespace) -> None:
     """Write OUTPUT/NAME.png per image. Imports are here so that `--help` needs no model library."""
     import torch
 
-    from hybrid_tokenizer.commands.picture_files import check_new
+    from hybrid_tokenizer.commands.picture_files import check_names_folder, check_new
+    from hybrid_tokenizer.data.open import IMAGE_SUFFIXES
     from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.evaluation.pictures import write_png
     from hybrid_tokenizer.hybrid import HybridTokenizer
     from hybrid_tokenizer.images import to_pil
     from hybrid_tokenizer.tokens import HybridTokens
 
+    check_names_folder("--output ", options.output, IMAGE_SUFFIXES, ".png")
     files = [file.expanduser() for file in options.file]
     if len({file.stem for file in files}) < len(files):
         raise HybridTokenizerError(

@@ -10,13 +10,14 @@ TOKEN_SUFFIX = ".safetensors"
 
 def run(options: argparse.Namespace) -> None:
     """Write OUTPUT/NAME.safetensors per image. Imports are here so that `--help` needs no model library."""
-    from hybrid_tokenizer.commands.picture_files import check_exists, check_new, labels
+    from hybrid_tokenizer.commands.picture_files import check_exists, check_names_folder, check_new, labels
     from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.evaluation.images import EvalImages
     from hybrid_tokenizer.hybrid import HybridTokenizer
 
     source = options.image.expanduser()
     check_exists("", source, "an image or a folder of images")
+    check_names_folder("--output ", options.output, (TOKEN_SUFFIX,), TOKEN_SUFFIX)
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
     images = EvalImages.open(source, options.image_size or tokenizer.native_size)
     targets = [options.output.expanduser() / f"{label}{TOKEN_SUFFIX}" for label in labels(images.names)]

@@ -61,12 +61,22 @@ def open_rgb(
 
     No picture that is accepted needs more than 16 bytes per pixel of `MAX_PIXELS` while it is opened.
 
-    data: the bytes of the file, where `path` is only what they are called.
-    draft_side: decode a JPEG at a half, a quarter or an eighth of its size, with both sides still at least this long.
-    verify: how far to look for damage that decoders pass over; see `hybrid_tokenizer.data.verify`.
+    Args:
+        path: of the file.
+        max_pixels: refuse images with more, from their header.
+        data: the bytes of the file, where `path` is only what they are called.
+        draft_side: decode a JPEG at a half, a quarter or an eighth of its size, with both sides still at least this long.
+        verify: how far to look for damage that decoders pass over; see `hybrid_tokenizer.data.verify`.
+
+    Returns:
+        An image of mode "RGB".
 
     Raises:
         UnreadableImage: missing, damaged, not an image, too large, small or long, or a mode without a known value range.
+
+    Examples:
+        >>> open_rgb("cat.jpg").size
+        (451, 300)
     """
     path = Path(path)
     try:

@@ -18,7 +18,18 @@ SKLEARN_FILES = {"temple": "china.jpg", "flower": "flower.jpg"}
 
 
 def sample_photographs() -> dict[str, Image.Image]:
-    """Seven colour photographs by name, in sorted order of the name."""
+    """Seven colour photographs by name.
+
+    Returns:
+        RGB images, in sorted order of the name.
+
+    Raises:
+        HybridTokenizerError: the extra `eval`, whose packages ship the photographs, is not installed.
+
+    Examples:
+        >>> sample_photographs()["cat"].size
+        (451, 300)
+    """
     with optional():
         import skimage
         import sklearn

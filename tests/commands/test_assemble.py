@@ -83,6 +83,9 @@ def test_images_become_files_of_tokens_and_images_again(saved, tmp_path, monkeyp
 def test_a_path_that_does_not_exist_is_named_as_it_was_given(monkeypatch):
     expected = "error: /nofile.png does not exist; give an image or a folder of images"
     assert run(monkeypatch, "encode", "/nofile.png") == expected
+    for given, name in ((["encode", __file__], "cat.safetensors"), (["decode", "cat.safetensors"], "cat.png")):
+        remedy = f"is called like a file; give a folder, in which NAME.{name[4:]} is written"
+        assert run(monkeypatch, *given, "--output", f"/no/{name}") == f"error: --output /no/{name} {remedy}"
     expected = "error: token file /no.safetensors does not exist; write one with HybridTokens.save"
     assert run(monkeypatch, "decode", "/no.safetensors") == expected
 
