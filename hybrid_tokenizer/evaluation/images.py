@@ -23,7 +23,7 @@ from hybrid_tokenizer.data.items import folder_of, item_path, list_items, open_i
 from hybrid_tokenizer.data.open import UnreadableImage, open_rgb
 from hybrid_tokenizer.data.samples import sample_photographs
 from hybrid_tokenizer.data.shards import SHARD_SUFFIX
-from hybrid_tokenizer.devices import rank_and_world_size
+from hybrid_tokenizer.devices import gather_over_ranks, rank_and_world_size
 from hybrid_tokenizer.errors import HybridTokenizerError, printable
 from hybrid_tokenizer.evaluation.config import EvalData
 from hybrid_tokenizer.images import fit_square, from_uint8
@@ -81,8 +81,8 @@ class EvalImages:
     """Square references in the given order: the shorter side resized to `size`, then the centre cropped.
 
     The constructor reads every image once. Each unusable one is reported through `say` as `skipped PATH: reason` and kept in
-    `skipped`. The crops are kept, see `Crops`, so that no row decodes a file again. In a distributed run only the first
-    process reports.
+    `skipped`. The crops are kept, see `Crops`, so that no row decodes a file again. In a distributed run, in which every
+    process builds the set, each decodes its share and hears the others', and only the first reports.
 
     Args:
         names: the images' names: paths relative to `root` where there is one. `sources` keeps those that were usable, and
@@ -112,7 +112,7 @@ class EvalImages:
         self._read, self._root = read, root
         self._crops = Crops(CACHE_BYTES)
         pixels = hashlib.sha256()
-        read_names = in_order(self._crop_or_reason, names, num_workers)
+        read_names = shared_in_order(self._crop_or_reason, names, num_workers)
         shown = tqdm(
             total=len(names), desc="reading images", unit="image", disable=not (progress and leads), leave=False
         )
@@ -234,6 +234,28 @@ def open_images(data: EvalData, **options: Any) -> EvalImages:
     """The images of a configuration. Options as for EvalImages."""
     options |= {"max_images": data.max_images, "num_workers": data.num_workers}
     return EvalImages.open(data.root, data.image_size, data.verify, **options)
+
+
+def shared_in_order(
+    function: Callable[[str], Any], names: Sequence[str], num_workers: int, at_once: int = 16
+) -> Iterator[Any]:
+    """`in_order`. In a distributed run each process calls `function` for its share of the names and hears the others' results.
+
+    at_once: names per process between two exchanges. All processes must stop at the same name.
+    """
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:  # reads no further than it is asked for
+        yield from in_order(function, names, num_workers)
+        return
+    own = in_order(function, names[rank::world_size], num_workers)
+    try:
+        for start in range(0, len(names), world_size * at_once):
+            block = range(start, min(start + world_size * at_once, len(names)))
+            results = gather_over_ranks([next(own) for _ in block[rank::world_size]])
+            for number in block:
+                yield results[number % world_size][(number - start) // world_size]
+    finally:
+        own.close()
 
 
 def in_order(function: Callable[[str], Any], names: Sequence[str], num_workers: int) -> Iterator[Any]:

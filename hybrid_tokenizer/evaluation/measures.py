@@ -62,6 +62,8 @@ class WithWeights(NamedTuple):
     digits: int
     load: Callable[[Path], nn.Module] | None
     """None: a measure of whole sets, which `metrics.weighted.of_a_set` builds."""
+    given: str
+    """What the user must give."""
 
     @property
     def column(self) -> Column:
@@ -136,12 +138,14 @@ METRICS = (
 """The measures of every table of reconstructions."""
 
 WITH_WEIGHTS = (
-    WithWeights("lpips_alex", "LPIPS-Alex ↓", 3, functools.partial(weighted.LPIPS, "alex")),
-    WithWeights("lpips_vgg", "LPIPS-VGG ↓", 3, functools.partial(weighted.LPIPS, "vgg")),
-    WithWeights("clip_i", "CLIP-I ↑", 3, weighted.clip_similarity),
-    WithWeights("dino_distance", "DINO distance ↓", 3, weighted.DinoDistance),
-    WithWeights("rfid", "rFID ↓", 2, None),
-    WithWeights("kid", "KID ↓", 4, None),
+    WithWeights("lpips_alex", "LPIPS-Alex ↓", 3, functools.partial(weighted.LPIPS, "alex"), weighted.ALEX_FILE),
+    WithWeights("lpips_vgg", "LPIPS-VGG ↓", 3, functools.partial(weighted.LPIPS, "vgg"), weighted.VGG_FILE),
+    WithWeights("clip_i", "CLIP-I ↑", 3, weighted.clip_similarity, "a folder of a CLIP model in transformers' form"),
+    WithWeights(
+        "dino_distance", "DINO distance ↓", 3, weighted.DinoDistance, "a folder of a DINO model in transformers' form"
+    ),
+    WithWeights("rfid", "rFID ↓", 2, None, weighted.INCEPTION_FILE),
+    WithWeights("kid", "KID ↓", 4, None, weighted.INCEPTION_FILE),
 )
 
 LITE1 = Metric("effnet_lite1_distance", efficientnet("lite1"), "EffNet-lite1 ↓")
@@ -175,8 +179,11 @@ def installed(metrics: Sequence[Metric]) -> list[Metric]:
 
 def unavailable_metrics(weights: Mapping[str, str]) -> dict[str, str]:
     """The measures that a run lacks, and why."""
-    lacking = [measure.name for measure in WITH_WEIGHTS if measure.name not in weights]
-    unavailable = {name: f"no weights were given: metric_weights.{name}=FILE" for name in lacking}
+    unavailable = {
+        measure.name: f"no weights were given: +metric_weights.{measure.name}=PATH, {measure.given}"
+        for measure in WITH_WEIGHTS
+        if measure.name not in weights
+    }
     if not perceptual.has_squeezenet():
         unavailable[SQUEEZENET.name] = f"its weights are not installed: {perceptual.SQUEEZENET_PACKAGES}"
     return unavailable

@@ -53,10 +53,9 @@ def open_pairs(data: PairData, **options: Any) -> Pairs:
         raise HybridTokenizerError(
             f"{data.annotations or root} lists {len(items) - len(by_name)} image(s) twice; give one row per image"
         )
-    captions: dict[str, str] = {}
 
     def read(name: str) -> Image.Image:
-        captions[name] = pick_caption(item_captions(by_name[name]), name, data.caption_seed)
+        item_captions(by_name[name])  # raises where a shard has none for it
         return open_item(by_name[name], data.verify)
 
     images = EvalImages(
@@ -69,4 +68,5 @@ def open_pairs(data: PairData, **options: Any) -> Pairs:
         **options,
     )
     images.skipped[:0] = [{"path": row.where, "reason": row.reason} for row in rows]
-    return Pairs(images, [captions[name] for name in images.sources])
+    captions = [pick_caption(item_captions(by_name[name]), name, data.caption_seed) for name in images.sources]
+    return Pairs(images, captions)

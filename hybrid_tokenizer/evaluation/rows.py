@@ -20,14 +20,14 @@ from typing import Any, Unpack
 
 from tqdm import tqdm
 
-from hybrid_tokenizer.baselines.loading import load_baseline
+from hybrid_tokenizer.baselines.loading import load_baseline, remedy
 from hybrid_tokenizer.baselines.registry import BASELINES
 from hybrid_tokenizer.devices import rank_and_world_size
 from hybrid_tokenizer.diffusion import DecodeOverrides
 from hybrid_tokenizer.diffusion.config import DECODE_PRESETS, INVERSION_CONDITIONS, SAMPLERS, STARTS
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.controls import FoundGuides, GuideOfHybrid, GuideOnly, HybridRow, control_rows
-from hybrid_tokenizer.evaluation.super_resolution import LEFT_OUT, NAME, SuperResolution, load_upscaler
+from hybrid_tokenizer.evaluation.super_resolution import HOW, LEFT_OUT, NAME, SuperResolution, load_upscaler
 from hybrid_tokenizer.hybrid import HybridTokenizer
 from hybrid_tokenizer.protocol import ImageTokenizer
 
@@ -84,9 +84,8 @@ def rows_by_name(
     names = [*names, *extra]
     for name in names:
         if name in weighted and name not in baselines:
-            raise HybridTokenizerError(
-                f"row {name!r} needs its weights: give +baselines.{name}=FILE, a folder, a hub id, or hub"
-            )
+            given = f"PATH, {remedy(BASELINES[name])}" if name in BASELINES else f"PATH: {HOW}"
+            raise HybridTokenizerError(f"row {name!r} needs its weights: add +baselines.{name}={given}")
         if name not in known and name not in weighted and not is_variant(name):
             raise HybridTokenizerError(
                 f"row {name!r} is unknown; use {', '.join(known)}, a variant as in hybrid@s0.4 or hybrid@search8, "

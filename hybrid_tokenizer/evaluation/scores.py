@@ -60,13 +60,18 @@ def build_scores(
     built = Scores([], {}, {})
     for name in SCORES:
         if name not in weights:
-            built.unavailable[name] = f"no weights were given: +score_weights.{name}=FILE_OR_FOLDER"
+            built.unavailable[name] = f"no weights were given: +score_weights.{name}=FILE_OR_FOLDER{published_as(name)}"
             continue
         score = build_score(name, weights[name], clip_tokenizer)
         built.hashes[name] = state_hash(score)
         # the probe is small, and its text encoder always runs in fp32
         built.scores.append(score.to(device) if name == "probe_score" else score.to(device=device, dtype=dtype))
     return built
+
+
+def published_as(name: str) -> str:
+    """Where to find the weights of a score, as the end of a sentence."""
+    return f", {SOURCES[name].file} of {SOURCES[name].repository}" if name in SOURCES else ""
 
 
 def build_score(name: str, source: str, clip_tokenizer: str | None = None) -> torch.nn.Module:

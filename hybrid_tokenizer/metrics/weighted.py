@@ -21,6 +21,8 @@ from hybrid_tokenizer.devices import gather_over_ranks
 from hybrid_tokenizer.errors import HybridTokenizerError, first_line
 from hybrid_tokenizer.images import normalize_clip, resize_bicubic, to_uint8, to_unit
 
+ALEX_FILE, VGG_FILE = "torchvision's alexnet-owt-7be5be79.pth", "torchvision's vgg16-397923af.pth"
+INCEPTION_FILE = "torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KID_SUBSET = 1000
 
@@ -42,8 +44,7 @@ class LPIPS(nn.Module):
         missing = sorted(set(wanted) - set(state))
         if missing:
             raise HybridTokenizerError(
-                f"{file} lacks {', '.join(missing[:3])}: it is not torchvision's {net}; give alexnet-owt-7be5be79.pth or "
-                "vgg16-397923af.pth"
+                f"{file} lacks {', '.join(missing[:3])}: it is not torchvision's {net}; give {ALEX_FILE} or {VGG_FILE}"
             )
         load_strict(backbone, {name: state[key] for key, name in wanted.items()}, str(file))
         self.eval().requires_grad_(False)
@@ -219,7 +220,7 @@ def inception(file: Path) -> nn.Module:
     except ImportError:
         raise needs("torch-fidelity") from None
     if not file.is_file():
-        raise HybridTokenizerError(f"{file} does not exist; give torch-fidelity's pt_inception-2015-12-05-6726825d.pth")
+        raise HybridTokenizerError(f"{file} does not exist; give {INCEPTION_FILE}")
     try:
         FeatureExtractorInceptionV3(
             "inception", ["2048"], feature_extractor_weights_path=str(file)

@@ -251,7 +251,9 @@ def test_rows_by_name_take_baselines_beside_the_controls(tmp_path):
         "identity", "vqgan_f8_256",
     ]  # fmt: skip
     assert rows_by_name(hybrid, None, {"vqgan_f8_256": path})[-1].name == "vqgan_f8_256"
-    with pytest.raises(HybridTokenizerError, match=r"row 'var_vae' needs its weights: give \+baselines\.var_vae=FILE"):
+    with pytest.raises(
+        HybridTokenizerError, match=r"add \+baselines\.var_vae=PATH, vae_ch160v4096z32\.pth of FoundationVision/var"
+    ):
         rows_by_name(hybrid, ["var_vae"])
     with pytest.raises(HybridTokenizerError, match="baselines nonsense are unknown"):
         rows_by_name(hybrid, None, {"nonsense": path})

@@ -1,5 +1,7 @@
 """The list of measures: every table knows each of them from one line."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.small_models import noise_images
@@ -69,6 +71,10 @@ def test_without_its_package_squeezenet_is_listed_as_lacking(monkeypatch):
 
 
 def test_what_a_run_lacks_is_listed():
-    assert set(unavailable_metrics({"rfid": "file"})) == {"lpips_alex", "lpips_vgg", "clip_i", "dino_distance", "kid"}
+    lacking = unavailable_metrics({"rfid": "file"})
+    assert set(lacking) == {"lpips_alex", "lpips_vgg", "clip_i", "dino_distance", "kid"}
+    assert lacking["kid"].endswith("+metric_weights.kid=PATH, torch-fidelity's pt_inception-2015-12-05-6726825d.pth")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text().replace("`", "")
+    assert all(reason.split("PATH, ")[1] in page for reason in lacking.values()), "the page says the same"
     with pytest.raises(HybridTokenizerError, match="metric_weights names fid; use some of lpips_alex"):
         default_metrics("cpu", {"fid": "x"})

@@ -1,70 +1,76 @@
-"""Two processes measure what one does, also where the second has nothing to do."""
+"""A run that was killed and resumed, and one that two processes share, report what an undisturbed run of one process reports."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.caption_data import write_pairs, write_probe
 from helpers.commands import environment, run_command, without_times
-from helpers.small_models import small_hybrid
-from two_ranks import rows_of_few_images
+from report_runs import RUNS, command_of, write_material
+from two_ranks import rows_of_few_images, shared_images
+
+from hybrid_tokenizer.evaluation import loop
+from hybrid_tokenizer.evaluation.store import FOLDER
 
 TWO_RANKS = Path(__file__).with_name("two_ranks.py")
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-JOBS = {  # report -> command, arguments
-    "recon.json": ("eval_recon", ["data.max_images=5", "tokenizers=[unrelated,hybrid]", "pictures=5", "seeds=[0,1]"]),
-    "alignment.json": ("eval_alignment", ["tokenizers=[hybrid,semantic_only]", "data.root={pairs}", "+score_weights.probe_score={probe}"]),
-    "eval_decode.json": ("eval_study", ["study=decode_sweep", "data.max_images=3", "strengths=[0.2]", "steps=[10]", "guidance_scales=[1.0]"]),
-    "guide.json": ("eval_study", ["study=guide_rates", "data.max_images=3", "codec=false", "train_root=[{pairs}]"]),
-    "correction.json": ("eval_study", ["study=correction", "data.max_images=1", "token_shares=[0.2]", "elastic=[]"]),
-}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Every job by two processes in `two`, and `FOLDER/few.json`."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    small_hybrid(nested=True).save_pretrained(folder / "model")
-    write_pairs(folder / "pairs")
-    write_probe(folder / "probe")
-    (folder / "jobs.json").write_text(json.dumps([command_of(folder, report, "two") for report in JOBS]))
+def test_killed_and_shared_runs_report_what_an_undisturbed_one_does(tmp_path, monkeypatch, subtests):
+    """One test, so that the two processes are started once."""
+    write_material(tmp_path)
+    for place in ("killed", "shared"):
+        commands = [command_of(report, tmp_path, tmp_path / place) for report in RUNS]
+        (tmp_path / f"{place}.json").write_text(json.dumps(commands))
     done = subprocess.run(
-        [*LAUNCHER, str(TWO_RANKS), str(folder / "jobs.json"), str(folder / "few.json")], env=environment(),
-        capture_output=True, text=True, timeout=300,
+        [*LAUNCHER, str(TWO_RANKS), *(str(tmp_path / f"{name}.json") for name in ("killed", "shared", "facts"))],
+        env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "stdout").write_text(done.stdout)
-    return folder
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    with subtests.test("one process speaks"):
+        assert done.stdout.count("3 images, 0 skipped") == 1 and done.stdout.count("recommended: ") == 1
+    with subtests.test("each image is read by one process"):
+        check_shared_images(facts)
+    with subtests.test("a process without an image waits for nobody"):
+        check_few_images(facts["few"])
+    assert [os.WTERMSIG(status) for status in facts["statuses"]] == [signal.SIGKILL] * len(RUNS), done.stderr[-3000:]
+    measured, evaluate = [], loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda row, *o, **k: (measured.append(row.name), evaluate(row, *o, **k))[1])
+    for report, run in RUNS.items():
+        with subtests.test(report):
+            whole, killed, shared = (tmp_path / place / report for place in ("whole", "killed", "shared"))
+            assert not (killed / report).exists() and len(list((killed / FOLDER).glob("*.json"))) == 2
+            measured.clear()
+            assert run_command(*command_of(report, tmp_path, tmp_path / "whole")) is None
+            everything = list(measured)
+            measured.clear()
+            assert run_command(*command_of(report, tmp_path, tmp_path / "killed")) is None
+            assert len(everything) > 2 and measured == everything[2:], "the two finished rows are not measured again"
+            assert not (killed / FOLDER).exists() and not (shared / FOLDER).exists()
+            for other in (killed, shared):
+                assert without_times(other / report) == without_times(whole / report)
+                for picture in run.pictures:
+                    assert (other / picture).read_bytes() == (whole / picture).read_bytes(), (
+                        f"{other.parent.name} {picture}"
+                    )
 
 
-def command_of(folder, report, place):
-    name, arguments = JOBS[report]
-    filled = [argument.format(pairs=folder / "pairs", probe=folder / "probe") for argument in arguments]
-    common = [f"model_name={folder / 'model'}", "data.image_size=32", "batch_size=2", f"output_dir={folder / place}"]
-    return name, [*common, *filled]
+def check_shared_images(facts):
+    """Both processes hold the same set as one alone, in the same order, and skip the same file."""
+    expected, read_alone = shared_images()
+    assert facts["images"] == [expected] * 2 and len(expected[0]) == 36 and expected[1][0]["reason"] == "damaged"
+    assert len(read_alone) == 37, "one process reads no further than it must"
+    assert sorted([*facts["read"][0], *facts["read"][1]]) == [f"{number:02d}" for number in range(40)]
+    assert [len(read) for read in facts["read"]] == [20, 20]
 
 
-@pytest.mark.parametrize("report", JOBS)
-def test_two_processes_make_the_table_of_one(folder, report):
-    name, arguments = command_of(folder, report, "one")
-    assert run_command(name, *arguments) is None
-    assert without_times(folder / "one" / report) == without_times(folder / "two" / report)
-    pictures = {"recon.json": "recon.png", "alignment.json": "alignment.png", "guide.json": "guide_pictures.png"}
-    if report in pictures:
-        one, two = ((folder / place / pictures[report]).read_bytes() for place in ("one", "two"))
-        assert one == two
-
-
-def test_one_process_reports(folder):
-    stdout = (folder / "stdout").read_text()
-    assert stdout.count("5 images, 0 skipped") == 1 and stdout.count("recommended: ") == 1
-
-
-def test_a_process_without_an_image_waits_for_nobody(folder):
+def check_few_images(two):
     """One image on two processes: codebook statistics, rFID and KID are those of one process."""
-    two, one = json.loads((folder / "few.json").read_text()), list(rows_of_few_images())
+    one = list(rows_of_few_images())
     for ours, theirs in zip(two, json.loads(json.dumps(one)), strict=True):
         for name in ("rfid", "kid"):
             value, expected = ours["row"].pop(name), theirs["row"].pop(name)

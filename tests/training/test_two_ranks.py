@@ -15,6 +15,7 @@ from hybrid_tokenizer.training import crop_cache
 
 KINDS = ("ema", "vq")
 STEPS, UNET_STEPS = 2, 3
+NOT_OF_THE_UNET = ("guide.", "training.batch_size", "training.learning_rate")
 FSDP = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock",
@@ -33,7 +34,8 @@ def unet_options(folder, pictures):
     return [
         "stage=finetune", f"diffusion.init={folder / 'diffusion'}", f"semantic_folder={folder / 'semantic'}",
         f"guide_folder={folder / 'guide'}", "unet.pixel=0.1", "unet.views=2",
-        *(option for option in SMALL_GUIDE if not option.startswith(("guide.", "training.batch_size"))),
+        *(option for option in SMALL_GUIDE if not option.startswith(NOT_OF_THE_UNET)),
+        "training.learning_rate=0.001",
         f"data.root={pictures}", f"training.max_steps={UNET_STEPS}", "training.mixed_precision=no",
     ]  # fmt: skip
 

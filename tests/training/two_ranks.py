@@ -42,7 +42,8 @@ for job in json.loads(sys.argv[1]):
     error = run_script(job["script"], *job["arguments"])
     if error is not None:
         sys.exit(f"rank {os.environ['RANK']}: {error}")
-    dist.destroy_process_group()
+    if dist.is_initialized():  # not after a run to its end
+        dist.destroy_process_group()
     reset_accelerate()
     for name in job["environment"]:
         del os.environ[name]
