@@ -42,6 +42,11 @@ class Study:
     def __init__(self, config: EvalLM):
         self.config = config
         self.hybrid, self.lm = load_models(config.model_name, config.language_model, config.device)
+        if "search" in config.parts and config.search_steps and not self.hybrid.deterministic:
+            raise HybridTokenizerError(
+                f"search_steps={config.search_steps} needs a decoder that draws no noise, and that of {config.model_name} draws "
+                "it; leave search out of parts"
+            )
         self.pairs = open_pairs(config.data)
         if len(self.pairs.images) < 2:
             raise HybridTokenizerError(f"{config.data.root} has one usable image; eval_lm compares each with another's")

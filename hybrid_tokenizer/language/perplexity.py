@@ -15,6 +15,8 @@ from hybrid_tokenizer.language.vocabulary import budgets, document_boundaries, t
 from hybrid_tokenizer.metrics.statistics import bootstrap_interval
 
 MAX_CAPTION_TOKENS = 48
+Rows = TokenRows | Sequence[Mapping[str, Any]]
+"""Of token shards, or in memory."""
 
 
 def mean_and_interval(values: Float[np.ndarray, "n"]) -> dict[str, Any]:
@@ -23,9 +25,7 @@ def mean_and_interval(values: Float[np.ndarray, "n"]) -> dict[str, Any]:
     return {"mean": float(values.mean()), "interval": None if interval is None else list(interval), "n": len(values)}
 
 
-def row_documents(
-    lm: LanguageModel, rows: TokenRows | Sequence[Mapping[str, Any]], image_first: bool
-) -> list[Document]:
+def row_documents(lm: LanguageModel, rows: Rows, image_first: bool) -> list[Document]:
     """Each row with its first caption, at the full budget."""
     boundaries = document_boundaries(lm.tokenizer)
     documents = []
@@ -44,7 +44,7 @@ def code_losses(lm: LanguageModel, scores: TokenScores, num_documents: int) -> F
     return scores.losses[codes].reshape(num_documents, -1)
 
 
-def against_unigrams(lm: LanguageModel, training: TokenRows, held_out: TokenRows, row_length: int) -> dict[str, Any]:
+def against_unigrams(lm: LanguageModel, training: Rows, held_out: Rows, row_length: int) -> dict[str, Any]:
     """Per kind of token: the model's loss, those of both unigrams, and how far the model is below the per-position one."""
     captioned = row_documents(lm, held_out, image_first=False)
     scores = score_documents(lm.model, captioned, lm.vocabulary, row_length)
@@ -70,11 +70,11 @@ def against_unigrams(lm: LanguageModel, training: TokenRows, held_out: TokenRows
 
 def _text_against_unigram(
     lm: LanguageModel,
-    training: TokenRows,
+    training: Rows,
     captioned: list[Document],
     scores: TokenScores,
     row_length: int,
-    held_out: TokenRows,
+    held_out: Rows,
 ) -> dict[str, Any] | None:
     """Captions before their image, after it, and by frequency; None without captions."""
     before = scores.losses[scores.kinds == TEXT]
@@ -91,7 +91,7 @@ def _text_against_unigram(
     }
 
 
-def at_budgets(lm: LanguageModel, rows: TokenRows, row_length: int) -> list[dict[str, Any]]:
+def at_budgets(lm: LanguageModel, rows: Rows, row_length: int) -> list[dict[str, Any]]:
     """Bits per image and perplexity per token of the first 36, 52, ... tokens. A prefix's losses are those of the whole."""
     scores = score_documents(lm.model, row_documents(lm, rows, False), lm.vocabulary, row_length)
     losses = code_losses(lm, scores, len(rows))

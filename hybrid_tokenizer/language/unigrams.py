@@ -4,8 +4,8 @@ Both are smoothed, and their smoothing is chosen on the held-out tokens themselv
 that these tables could do.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -26,7 +26,7 @@ class UnigramLosses(NamedTuple):
     per_position: Float64[np.ndarray, "n p"]
 
 
-def code_table(rows: TokenRows) -> Int[np.ndarray, "n c"]:
+def code_table(rows: TokenRows | Sequence[Mapping[str, Any]]) -> Int[np.ndarray, "n c"]:
     """The codes of all rows, semantic before guide."""
     return np.stack(
         [np.concatenate([np.asarray(rows[index][name], np.int32) for name in CODES]) for index in range(len(rows))]

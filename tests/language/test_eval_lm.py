@@ -20,7 +20,7 @@ def options(corpus, run):
     return (
         f"model_name={corpus.tokenizer}", f"language_model={run / 'final'}", f"train_tokens={corpus.tokens}",
         f"data.root={corpus.pictures}", "data.image_size=32", "data.max_images=4", "row_length=128", "pictures=4",
-        "search_steps=1",
+        "search_steps=0",
     )  # fmt: skip
 
 
@@ -86,6 +86,9 @@ def test_drawn_pictures_captions_budgets_and_search_have_their_figures(evaluated
 def test_what_cannot_be_measured_is_one_line(options, corpus, tmp_path):
     output = f"output_dir={tmp_path}"
     assert "parts=['fid'] are unknown; use some of unigrams" in run_command("eval_lm", *options, output, "parts=[fid]")
+    assert "search_steps=2 needs a decoder that draws no noise" in run_command(
+        "eval_lm", *options, output, "search_steps=2"
+    )
     assert "compares each with another's" in run_command("eval_lm", *options, output, "data.max_images=1")
 
 
