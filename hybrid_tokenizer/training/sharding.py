@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hybrid_tokenizer.devices import rank_and_world_size
@@ -54,15 +54,25 @@ def prepare_sharded(
 
 @contextmanager
 def whole_weights(module: nn.Module) -> Iterator[None]:
-    """Every process holds all weights inside the block. All processes enter it."""
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    for part in parts:
-        part.unshard()
+    """Inside the block the first process finds whole weights, on the CPU. All processes enter it.
+
+    FSDP's own unsharding would not do: a state dict that is taken then shards them again.
+    """
+    places = {
+        f"{name}/{key}": (owner, key, weight)
+        for name, owner in module.named_modules()
+        for key, weight in owner.named_parameters(recurse=False)
+        if isinstance(weight, DTensor)
+    }
+    whole = gathered({place: weight.detach() for place, (_, _, weight) in places.items()}) or {}
+    for place, value in whole.items():
+        owner, key, weight = places[place]
+        setattr(owner, key, nn.Parameter(value, weight.requires_grad))
     try:
         yield
     finally:
-        for part in parts:
-            part.reshard()
+        for owner, key, weight in places.values():
+            setattr(owner, key, weight)
 
 
 def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:

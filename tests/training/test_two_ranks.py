@@ -35,7 +35,7 @@ def unet_options(folder, pictures):
         "stage=finetune", f"diffusion.init={folder / 'diffusion'}", f"semantic_folder={folder / 'semantic'}",
         f"guide_folder={folder / 'guide'}", "unet.pixel=0.1", "unet.views=2",
         *(option for option in SMALL_GUIDE if not option.startswith(NOT_OF_THE_UNET)),
-        "training.learning_rate=0.001",
+        "training.learning_rate=0.001", "training.max_val_images=1",
         f"data.root={pictures}", f"training.max_steps={UNET_STEPS}", "training.mixed_precision=no",
     ]  # fmt: skip
 
