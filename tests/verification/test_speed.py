@@ -132,6 +132,12 @@ def test_kept_features_of_references_change_no_distance():
     assert row["max_output_difference"] == 0 and row["n"] == 7 and "4 rows and 3 feature" in row["ours_is"]
 
 
+def test_draws_from_cached_latents_are_those_of_a_fresh_permutation(monkeypatch):
+    monkeypatch.setattr(running, "CACHED_ROWS", 3000)
+    (row,) = run_rows(BenchmarkConfig(rows=["latent_draw"], repeats=1), torch.device("cpu"), lambda line: None)
+    assert row["max_output_difference"] == 0 and "from 3,072 cached rows" in row["ours_is"]
+
+
 def test_the_harness_measures_as_scikit_image_does():
     config = BenchmarkConfig(rows=["harness_ssim_psnr"], image_size=64, batch_size=3, repeats=1)
     (row,) = run_rows(config, torch.device("cpu"), lambda line: None)

@@ -12,6 +12,7 @@ ROWS = (
     "decode_batch8_vs_1",
     "decode_bf16",
     "train_guide",
+    "latent_draw",
     "harness",
     "harness_references",
     "harness_ssim_psnr",

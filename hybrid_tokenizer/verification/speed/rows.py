@@ -22,6 +22,7 @@ BUILDERS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode_batch8_vs_1": coding.decode_batch8_vs_1,
     "decode_bf16": coding.decode_bf16,
     "train_guide": running.train_guide,
+    "latent_draw": running.latent_draw,
     "harness": running.harness,
     "harness_references": running.harness_references,
     "harness_ssim_psnr": running.harness_ssim_psnr,
