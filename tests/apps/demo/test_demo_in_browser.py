@@ -5,10 +5,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from helpers.browsers import DESKTOP, PHONE, browser, page_of, require_browser
 from helpers.servers import ROOT, RunningServer
 from helpers.small_models import small_hybrid
 from PIL import Image
+
+from hybrid_tokenizer.language.config import LanguageModelConfig
+from hybrid_tokenizer.language.model import build_model, train_text_tokenizer
+from hybrid_tokenizer.language.vocabulary import add_image_tokens, save_vocabulary
 
 require_browser()
 pytestmark = pytest.mark.browser
@@ -158,5 +163,37 @@ def test_compare_seed_mix_search_cancel_reset_download(tmp_path):
                 await until_ids(page, lambda ids: ids[1:33] == cat[1:33])
                 await page.get_by_text("Ready").wait_for()
                 assert not page.complaints
+
+    asyncio.run(visit())
+
+
+def test_a_text_is_drawn_and_a_picture_gets_a_caption(tmp_path):
+    hybrid = small_hybrid(nested=True)
+    hybrid.save_pretrained(tmp_path / "model")
+    captions = train_text_tokenizer(["a dog on the grass"], 300)
+    vocabulary = add_image_tokens(captions, hybrid.vocabulary())
+    config = LanguageModelConfig(width=16, layers=1, heads=2, mlp_width=16, row_start="statistics")
+    lm = build_model(config, captions, vocabulary, None, torch.Generator().manual_seed(0))
+    lm.save_pretrained(tmp_path / "lm")
+    save_vocabulary(tmp_path / "lm", captions, vocabulary)
+
+    async def visit():
+        options = ("--model", tmp_path / "model", "--language-model", tmp_path / "lm")
+        with RunningServer(ROOT / "scripts" / "demo.py", *options) as server:
+            async with browser() as started, page_of(started, **DESKTOP) as page:
+                await page.goto(server.link)
+                await page.locator("#samples button").first.wait_for()
+                await page.locator("#steps").fill("2")
+                await page.get_by_role("button", name="Draw", exact=True).click()
+                await page.get_by_text("There is nothing to draw").wait_for()
+                await page.locator("#text").fill("a dog")
+                await page.locator("#text").press("Enter")
+                drawn = await pictures(page)
+                assert await page.locator("#count").inner_text() == "55 ids"
+                assert "drawn from your text" in await page.locator("#original-note").inner_text()
+                await page.get_by_title("cat").click()
+                assert await pictures(page) != drawn
+                await page.locator("#caption").filter(has_text=re.compile(".")).wait_for()
+                assert not [text for text in page.complaints if "status of 4" not in text]
 
     asyncio.run(visit())
