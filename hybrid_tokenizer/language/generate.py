@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -75,13 +76,17 @@ def write_images(
             part = slice(start, start + sampling.batch_size)
             ids, mask = left_padded(prompts[part], lm)
             guided = {}
-            if sampling.guidance != 1:  # away from the same beginning of an image without a caption
-                free = left_padded([begin + image for image in opened[part]], lm)
+            without = [begin + image for image in opened[part]]  # the same beginnings of images, without a caption
+            chosen = sampling
+            if prompts[part] == without:  # there is no caption to be guided to
+                chosen = replace(sampling, guidance=1.0)
+            elif sampling.guidance != 1:
+                free = left_padded(without, lm)
                 guided = dict(zip(("negative_prompt_ids", "negative_prompt_attention_mask"), free, strict=True))
             output = lm.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=generation_config(lm, sampling, max_new_tokens=budget + 2 - len(opened[0])),
+                generation_config=generation_config(lm, chosen, max_new_tokens=budget + 2 - len(opened[0])),
                 logits_processor=[ImageGrammar(lm.vocabulary, budget)],
                 **guided,
             )
