@@ -30,6 +30,7 @@ ELSEWHERE = {
     "hybrid-tokenizer eval --help": ("commands/test_help.py", "test_help_of_every_command"),
     "hybrid-tokenizer parity tests/golden": ("verification/test_check_parity.py", "check_fixture(GOLDEN"),
     "hybrid-tokenizer gpu-check": ("verification/test_gpu_check.py", "run_checks"),
+    "hybrid-tokenizer generate": ("language/test_language_commands.py", 'run_command("generate"'),
     "hybrid-tokenizer tokenize": ("corpus/test_ray.py", 'run_command("tokenize_corpus"'),
     "hybrid-tokenizer detokenize": ("corpus/test_inspection.py", 'run_command("detokenize"'),
     "hybrid-tokenizer inspect": ("corpus/test_inspection.py", 'run_command("inspect_tokens"'),
