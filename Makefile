@@ -1,11 +1,11 @@
 # make demo: install, then reconstruct the built-in photographs with the embedded checkpoint.
-# make test: install, then run every test. The other targets also install first where that is needed.
+# make test: install, then run the tests. make test-slow: the others, of several processes, whole pages and notebooks. The other targets also install first where that is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test fuzz lint gpu-check docs bench train-tiny sr notebooks browser clean
+.PHONY: demo test test-slow fuzz lint gpu-check docs bench train-tiny sr notebooks browser clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,10 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/eval_recon.py model=tiny data.root=null output_dir=outputs/demo
 
 test: $(INSTALLED)
-	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(INSTALLED)
+	CI=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # 20,000 damaged inputs: CASES for every door, times its share; the tests run 30
 CASES ?= 1020
