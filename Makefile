@@ -1,5 +1,6 @@
 # make demo: install, then reconstruct the built-in photographs with the embedded checkpoint.
-# make test: install, then run the tests. make test-slow: the others, of several processes, whole pages and notebooks. The other targets also install first where that is needed.
+# make test: install, then run the tests. make test-slow: the tests of several processes, whole pages and notebooks.
+# The other targets also install first where that is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -128,9 +128,8 @@ def new_llama(
         "image_end_id": vocabulary.end_id,
     }
     model = FactorisedLlamaForCausalLM(FactorisedLlamaConfig(**sizes, **places, embedding_width=config.embedding_width))
-    with (
-        torch.no_grad()
-    ):  # tokens and places enter the first block at about the same size; at first all ids are as likely
+    # tokens and places enter the first block at about the same size, and at first all ids are equally likely
+    with torch.no_grad():
         nn.init.normal_(model.model.embed_tokens.weight, std=config.embedding_width**-0.5)
         nn.init.normal_(model.widen.weight)
         nn.init.normal_(model.narrow.weight, std=0.1 * config.width**-0.5)

@@ -22,7 +22,7 @@ from hybrid_tokenizer.tokens import HybridTokens, HybridVocabulary, TokenSource,
 
 VOCABULARY_NAME = "hybrid_vocabulary.json"
 SQUARES = 0.5
-"""Weight of the squares of a code's values beside the values. With both, a linear head can say any Gaussian over the codes."""
+"""Weight of the squares of a code's values beside the values. With both, a linear head can represent any Gaussian over the codes."""
 ROWS_MULTIPLE = 64
 """Embedding rows are padded to a multiple of this: matrix products over the vocabulary are faster."""
 

@@ -322,6 +322,7 @@ class _Run:
         decay = ema_decay_at(self.step, self.config.ema_decay)
         if self.ema:
             live = [p.detach() for name, p in self.objective.model.named_parameters() if name in self.ema]
+            # one kernel for many weights; torch has no public name for it
             torch._foreach_lerp_(list(self.ema.values()), live, 1 - decay)
         return waited
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT, run_command
+from helpers.pages import made_smaller, visit
 
 from hybrid_tokenizer.apps.web import serving
 from hybrid_tokenizer.commands import cli
@@ -67,34 +68,12 @@ def is_named(command: list[str], name: str) -> bool:
     return command[0] == first and others[0] in " ".join(command[1:])
 
 
-def made_smaller(command: list[str], changes: list[str]) -> list[str]:
-    """`changes` in place of the command's own values."""
-    keys = {change.split("=")[0] for change in changes if "=" in change}
-    kept = [word for word in command if word.split("=")[0] not in keys]
-    last = {change.split("=")[0]: change for change in changes if "=" in change}
-    return [*kept, *last.values(), *(changes if changes and not keys else [])]
-
-
 def test_a_command_that_is_new_on_the_page_has_to_be_named_here():
     found = [words_of(command) for command in commands_of(PAGE.read_text())]
     assert len(found) == len(SMALLER)
     assert all(is_named(command, name) for command, name in zip(found, SMALLER, strict=True))
     added = commands_of(PAGE.read_text() + "\n```bash\npython scripts/eval_recon.py model_name=runs/new\n```\n")
     assert len(added) == len(SMALLER) + 1
-
-
-def vote(app, *_):
-    """Instead of listening: three volunteers join over HTTP and place every set as it is shown."""
-    from fastapi.testclient import TestClient
-
-    client = TestClient(app, base_url="http://127.0.0.1")
-    for _ in range(3):
-        headers = {"x-participant": client.post("/api/join").json()["code"]}
-        sheet = client.get("/api/sheet", headers=headers).json()
-        for one in sheet["sets"]:
-            places = {name: place for place, name in enumerate(one["candidates"], 1)}
-            ballot = {"study": sheet["study"], "set": one["id"], "places": places}
-            assert client.post("/api/vote", headers=headers, json=ballot).json()["new"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +84,7 @@ def walked(tmp_path_factory):
     places = {"WEIGHTS": "standins/weights", "IMAGENET": "standins/imagenet", "COCO": "standins/coco"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(serving, "serve", vote)
+        patch.setattr(serving, "serve", visit)
         for name, place in places.items():
             patch.setenv(name, place)
         found = [words_of(command) for command in commands_of(PAGE.read_text())]
