@@ -13,13 +13,16 @@ def run(options: argparse.Namespace) -> None:
     from hybrid_tokenizer.commands.picture_files import check_exists, check_names_folder, check_new, labels
     from hybrid_tokenizer.devices import choose_device
     from hybrid_tokenizer.evaluation.images import EvalImages
-    from hybrid_tokenizer.hybrid import HybridTokenizer
+    from hybrid_tokenizer.hybrid import HybridTokenizer, say_token_count
 
     source = options.image.expanduser()
     check_exists("", source, "an image or a folder of images")
     check_names_folder("--output ", options.output, (TOKEN_SUFFIX,), TOKEN_SUFFIX)
     tokenizer = HybridTokenizer.from_pretrained(options.model).to(choose_device(options.device))
-    images = EvalImages.open(source, options.image_size or tokenizer.native_size)
+    side = options.image_size or tokenizer.native_size
+    tokenizer.check_size(side, side)
+    say_token_count("--image-size", side, tokenizer)
+    images = EvalImages.open(source, side)
     targets = [options.output.expanduser() / f"{label}{TOKEN_SUFFIX}" for label in labels(images.names)]
     check_new(targets)
     for positions, crops in images.stacks(options.batch_size):

@@ -13,7 +13,7 @@ from hybrid_tokenizer.text import build_text
 from hybrid_tokenizer.training.lock import locked
 from hybrid_tokenizer.training.loop import train
 from hybrid_tokenizer.training.semantic import QuantizeObjective, build_contrastive
-from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, start_semantic, with_length
+from hybrid_tokenizer.training.setup import INDEX_FOLDER, build_data, say_training_size, start_semantic, with_length
 
 
 @command("train_semantic")
@@ -22,6 +22,7 @@ def main(config: TrainSemantic) -> None:
     with locked(output_dir):
         torch.manual_seed(config.training.seed)
         model = start_semantic(component_config(config.semantic, SemanticConfig), config.semantic.init)
+        say_training_size(config.data.image_size, model)
         stream, val_batches = build_data(
             config.data, config.training, captions=True, index_folder=output_dir / INDEX_FOLDER
         )

@@ -10,9 +10,8 @@ from torch import Tensor
 from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import file_hash
 from hybrid_tokenizer.corpus.config import EncoderConfig
-from hybrid_tokenizer.data.config import say_other_size
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.hybrid import HybridTokenizer
+from hybrid_tokenizer.hybrid import HybridTokenizer, say_token_count
 from hybrid_tokenizer.presets import PRESETS, list_presets
 from hybrid_tokenizer.tokens import HybridTokens
 
@@ -23,10 +22,8 @@ def describe_tokenizer(
     """What a dataset says of a tokenizer, and the guide grids of its rows."""
     tokenizer = HybridTokenizer.from_pretrained(model_name)
     tokenizer.check_size(image_size, image_size)
-    grids, usual = (tokenizer.guide.guide_scale_sizes((side, side)) for side in (image_size, tokenizer.native_size))
-    counts = [sum(h * w for h, w in sizes[:guide_scales]) for sizes in (grids, usual)]
-    consequence = f"an image has {counts[0]} guide tokens instead of {counts[1]}"
-    say_other_size("data.image_size", image_size, tokenizer.native_size, consequence)
+    say_token_count("data.image_size", image_size, tokenizer, guide_scales)
+    grids = tokenizer.guide.guide_scale_sizes((image_size, image_size))
     if guide_scales is not None and not 1 <= guide_scales <= len(grids):
         raise HybridTokenizerError(
             f"guide_scales={guide_scales} must lie in 1..{len(grids)}, the guide grids of {tokenizer.name!r}, or be null"

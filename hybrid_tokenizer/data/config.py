@@ -29,10 +29,10 @@ class CropConfig:
             raise HybridTokenizerError(f"image_size={self.size} must be at least 1 px")
 
 
-def say_other_size(option: str, side: int, own: int, consequence: str) -> None:
-    """Where images of `side` px meet a guide that was made for `own` px, the first process says so, and what follows."""
+def say_other_size(option: str, side: int, own: int, consequence: str, branch: str = "guide") -> None:
+    """Where images of `side` px meet a branch that was made for `own` px, the first process says so, and what follows."""
     if side != own and os.environ.get("RANK", "0") == "0":
-        print(f"{option}={side}, but the guide was made for {own} px: {consequence}", flush=True)
+        print(f"{option}={side}, but the {branch} was made for {own} px: {consequence}", flush=True)
 
 
 def check_level(level: str) -> None:

@@ -145,10 +145,14 @@ def with_length(training: TrainingConfig, epoch_length: int, model_name: str, re
     return training
 
 
-def say_training_size(image_size: int, guide: GuideTokenizer) -> None:
-    """Say it where the crops have another size than the guide was made for."""
-    own = guide.config.image_size
-    count, usual = (math.prod(guide.guide_scale_sizes((side, side))[-1]) for side in (image_size, own))
+def say_training_size(image_size: int, model: GuideTokenizer | SemanticTokenizer) -> None:
+    """Say it where the crops have another size than the branch was made for."""
+    own = model.config.image_size
+    if isinstance(model, SemanticTokenizer):
+        change = "enlarges" if image_size < own else "shrinks"
+        say_other_size("data.image_size", image_size, own, f"its encoder {change} every crop", "semantic branch")
+        return
+    count, usual = (math.prod(model.guide_scale_sizes((side, side))[-1]) for side in (image_size, own))
     say_other_size("data.image_size", image_size, own, f"a crop's finest grid has {count} tokens instead of {usual}")
 
 

@@ -3,8 +3,10 @@ import json
 import pytest
 import torch
 from helpers.small_models import small_hybrid
+from PIL import Image
 from training_runs import picture, write_pictures
 
+from hybrid_tokenizer.commands import encode
 from hybrid_tokenizer.commands.loading import load_tokenizer
 from hybrid_tokenizer.data.config import DataConfig
 from hybrid_tokenizer.data.items import item_captions, item_path
@@ -119,6 +121,30 @@ def test_crops_of_another_size_than_the_guides_are_said(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     say_training_size(64, guide)
     assert capsys.readouterr().out == "", "the first process has said it"
+
+
+def test_crops_of_another_size_than_the_semantic_branchs_are_said(capsys):
+    semantic = small_hybrid().semantic
+    own = semantic.config.image_size
+    for side, change in ((own, None), (2 * own, "shrinks"), (own // 2, "enlarges")):
+        say_training_size(side, semantic)
+        said = (
+            f"data.image_size={side}, but the semantic branch was made for {own} px: its encoder {change} every crop\n"
+        )
+        assert capsys.readouterr().out == ("" if change is None else said)
+
+
+def test_the_token_count_of_another_size_is_said_by_encode(tmp_path, capsys, monkeypatch):
+    small_hybrid().save_pretrained(tmp_path / "model")
+    Image.new("RGB", (80, 64), (200, 40, 90)).save(tmp_path / "cat.png")
+    words = ["encode", str(tmp_path / "cat.png"), "--model", str(tmp_path / "model"), "--search-steps", "0"]
+    for side, said in (
+        (32, ""),
+        (64, "--image-size=64, but the guide was made for 32 px: an image has 64 guide tokens instead of 16\n"),
+    ):
+        monkeypatch.setattr("sys.argv", [*words, "--image-size", str(side), "--output", str(tmp_path / str(side))])
+        encode.main()
+        assert capsys.readouterr().out.startswith(f"{said}1 image(s) of "), side
 
 
 def test_an_evaluation_at_another_size_is_said(tmp_path, capsys):
