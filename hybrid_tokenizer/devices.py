@@ -1,7 +1,7 @@
 """Devices, ranks of a distributed run, sums and gathers over ranks, and torch.compile in place."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,11 @@ def compile_in_place(
         torch._inductor.config.freezing = True
     network.compile(fullgraph=fullgraph, backend=backend, mode=mode if backend == INDUCTOR else None)
     return network
+
+
+def on_device(values: Sequence[int | float], dtype: torch.dtype, device: torch.device) -> Num[Tensor, "n"]:
+    """A short list of numbers as a tensor. The host does not wait until a GPU has done what was queued before."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def fixed_batch(device: torch.device) -> int | None:

@@ -98,8 +98,10 @@ def resize_bicubic(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> F
 
 def normalize_clip(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """[-1, 1] to CLIP's channel statistics (the input of BLIP-2's vision encoder)."""
-    mean = images.new_tensor(CLIP_MEAN).view(3, 1, 1)
-    std = images.new_tensor(CLIP_STD).view(3, 1, 1)
+    mean, std = (  # a blocking copy would make the host wait for all that a GPU still has to do
+        torch.tensor(values, dtype=images.dtype).to(images.device, non_blocking=True).view(3, 1, 1)
+        for values in (CLIP_MEAN, CLIP_STD)
+    )
     return (to_unit(images) - mean) / std
 
 

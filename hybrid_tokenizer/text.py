@@ -78,15 +78,18 @@ class MiniLMText(nn.Module):
             list(captions), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         )
         count_cuts(self.tokenizer, captions, batch["attention_mask"], max_length, self.cut)
-        return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        return {name: batch[name].to(device, non_blocking=True) for name in ("input_ids", "attention_mask")}
 
     @torch.no_grad()
     def hidden(self, captions: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Int[Tensor, "b t"]]:
         """Last hidden states and the mask of real tokens, in fp32."""
         batch = self.tokenize(captions)
         with torch.autocast(batch["input_ids"].device.type, enabled=False):
-            states = self.body(**batch).last_hidden_state.float()
-        return states, batch["attention_mask"]
+            # a mask in its final shape: transformers would look for padding in a flat one, and the host wait for the answer
+            mask = batch["attention_mask"]
+            pairs = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
+            states = self.body(input_ids=batch["input_ids"], attention_mask=pairs).last_hidden_state.float()
+        return states, mask
 
     def token_features(self, captions: Sequence[str]) -> Float[Tensor, "b 77 d"]:
         """Token states, zero after the caption's end: the targets of eq. 8 and the U-Net's text condition.
@@ -144,7 +147,7 @@ class CLIPText(nn.Module):
             captions, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
         count_cuts(self.tokenizer, captions, batch["attention_mask"], self.length, self.cut)
-        ids = batch["input_ids"].to(next(self.body.parameters()).device)
+        ids = batch["input_ids"].to(next(self.body.parameters()).device, non_blocking=True)
         with torch.autocast(ids.device.type, enabled=False):
             return self.body(ids).last_hidden_state.float()
 
@@ -181,7 +184,8 @@ class CachedText(nn.Module):
             if size <= self.room:
                 self.room -= size
                 self.kept[caption] = features.cpu().clone()  # a view would keep the whole batch in memory
-        return torch.stack([fresh[c] if c in fresh else self.kept[c].to(device) for c in captions])
+        kept = (fresh[c] if c in fresh else self.kept[c].to(device, non_blocking=True) for c in captions)
+        return torch.stack(list(kept))
 
 
 def build_text(name: str | None, cache_mb: int) -> MiniLMText | CLIPText | CachedText:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, read_config, save_tensors, write_json
 from hybrid_tokenizer.checkpoints.libraries import load_diffusers_model
-from hybrid_tokenizer.devices import compile_in_place, count_parameters
+from hybrid_tokenizer.devices import compile_in_place, count_parameters, on_device
 from hybrid_tokenizer.diffusion.attention import remembered_conditions
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DecodeOverrides, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import (
@@ -137,7 +137,7 @@ class DiffusionDecoder(nn.Module):
         if self.config.guide_residual is None or guide_latents is None:
             return 0.0
         given = guide_latents.abs().amax((1, 2, 3), keepdim=True) > 0
-        variance = torch.tensor(self.config.guide_residual, device=noisy.device).view(1, -1, 1, 1)
+        variance = on_device(self.config.guide_residual, torch.float32, noisy.device).view(1, -1, 1, 1)
         variance = torch.where(given, variance, torch.ones_like(variance))
         return linear_prediction(noisy, guide_latents, variance, alphas, self.config.prediction_type)
 
@@ -316,7 +316,7 @@ class DiffusionDecoder(nn.Module):
         uncond: Tensor | None = None,
     ) -> NoisePredictor:
         """(latents, step) -> noise, with guidance where `uncond` is given. What is constant over the steps is made once."""
-        timesteps = torch.tensor([step.timestep for step in plan.steps], device=self.device).unbind()
+        timesteps = on_device([step.timestep for step in plan.steps], torch.int64, self.device).unbind()
         size = plan.chunk_size or len(condition)
         chunks = [slice(first, first + size) for first in range(0, len(condition), size)]
         embeds = [condition[i] if uncond is None else batch_conditions(uncond[i], condition[i]) for i in chunks]
@@ -394,7 +394,7 @@ class DiffusionDecoder(nn.Module):
 
     def _latent_statistics(self, latents: Tensor) -> Iterator[Tensor]:
         for values in (self.config.latent_shift, self.config.latent_scale):
-            yield rearrange(latents.new_tensor(values), "c -> 1 c 1 1")
+            yield rearrange(on_device(values, latents.dtype, latents.device), "c -> 1 c 1 1")
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_size: int | str = "10GB"

@@ -409,4 +409,4 @@ def prefix_lengths(
     place = device if generator is None else generator.device
     shortened = torch.rand(batch, generator=generator, device=place) < dropout
     lengths = torch.randint(1, max(scales, 2), (batch,), generator=generator, device=place)
-    return torch.where(shortened, lengths, scales).to(device)
+    return torch.where(shortened, lengths, scales).to(device, non_blocking=True)

@@ -5,7 +5,7 @@ running-mean codebook is implemented here, because exact resume needs control of
 agreement between ranks. SimVQ, FSQ and LFQ wrap vector-quantize-pytorch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,11 @@ class EmaQuantizer(nn.Module):
         self.register_buffer("code_counts", torch.zeros(size))
         self.register_buffer("code_sums", torch.zeros(size, dim))
         self.register_buffer("started", torch.tensor(False))
+        self.known_started = False
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.known_started = False
 
     def forward(self, features: Float[Tensor, "*grid d"]) -> Quantized:
         with torch.autocast(features.device.type, enabled=False):
@@ -130,7 +135,8 @@ class EmaQuantizer(nn.Module):
     @torch.no_grad()
     def start(self, features: Float[Tensor, "*grid d"]) -> None:
         """Initialise the codes by k-means on a first batch. Does nothing once the codebook has started."""
-        if self.started:
+        if self.known_started or self.started:
+            self.known_started = True  # reading the buffer makes the host wait for the device: once is enough
             return
         flat = self._place(features.detach()).reshape(-1, features.shape[-1])
         means = same_on_all_ranks(draw_rows(flat, len(self.codebook)))
@@ -143,12 +149,16 @@ class EmaQuantizer(nn.Module):
         self.code_counts.copy_(counts)
         self.code_sums.copy_(means * counts[:, None])
         self.started.fill_(True)
+        self.known_started = True
 
     def _assigned(
         self, flat: Float[Tensor, "n d"], indices: Int[Tensor, "n"]
     ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
         """Number and sum of the features assigned to each code, over all ranks."""
-        counts = torch.bincount(indices, minlength=len(self.codebook)).to(flat.dtype)
+        ones = torch.ones_like(indices, dtype=flat.dtype)
+        counts = torch.zeros_like(self.code_counts).index_add_(
+            0, indices, ones
+        )  # bincount makes the host wait for a GPU
         sums = torch.zeros_like(self.codebook).index_add_(0, indices, flat)
         return sum_over_ranks(counts), sum_over_ranks(sums)
 
@@ -158,10 +168,11 @@ class EmaQuantizer(nn.Module):
         self.code_counts.lerp_(counts, 1 - self.config.ema_decay)
         self.code_sums.lerp_(sums, 1 - self.config.ema_decay)
         least = self.config.restart_below * self.code_counts.mean()
-        (dead,) = torch.nonzero(self.code_counts < least, as_tuple=True)
-        if len(dead):
-            self.code_counts[dead] = least
-            self.code_sums[dead] = same_on_all_ranks(draw_rows(flat, len(dead))) * least
+        dead = self.code_counts < least  # not their indices, whose number the host would have to wait for
+        order = torch.randperm(len(flat)).to(flat.device, non_blocking=True)
+        rows = flat[order[(dead.cumsum(0) - 1) % len(flat)]]  # of dead codes distinct, if there are enough
+        self.code_counts.copy_(torch.where(dead, least, self.code_counts))
+        self.code_sums.copy_(torch.where(dead[:, None], same_on_all_ranks(rows) * least, self.code_sums))
         # a count of zero is possible only with restart_below=0; the code then keeps its value
         used = self.code_counts[:, None] > 1e-6
         means = torch.where(used, self.code_sums / self.code_counts[:, None].clamp(min=1e-6), self.codebook)

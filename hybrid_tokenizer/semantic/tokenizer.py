@@ -78,7 +78,8 @@ class SemanticTokenizer(nn.Module):
     def preprocess(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """Map [-1, 1] to the vision encoder's pixels: bicubic resize to a square without a crop, as SEED does, then
         CLIP's normalisation."""
-        check_range(images)
+        if not self.training:  # the check makes the host wait for the device, and a training loader's crops pass it
+            check_range(images)
         size = (self.config.image_size, self.config.image_size)
         return normalize_clip(resize_bicubic(images.float(), size).clamp(-1, 1))  # PIL's bicubic also clips overshoot
 
@@ -155,6 +156,10 @@ class SemanticTokenizer(nn.Module):
                 f"semantic indices span {low} to {high}, the codebook has 0 to {self.codebook_size - 1}; "
                 "subtract the vocabulary's offset, or use the tokenizer that made them"
             )
+        return self.embeds_of(semantic_indices)
+
+    def embeds_of(self, semantic_indices: Int[Tensor, "b n"]) -> Float[Tensor, "b m g"]:
+        """`decode` of indices that are known to be right. A check would make the host wait for the device."""
         return self.generation(self.decode_codes(self.quantizer.codes(semantic_indices)))
 
     def with_cosine_stack(self) -> "SemanticTokenizer":

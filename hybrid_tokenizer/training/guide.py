@@ -9,6 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
+from hybrid_tokenizer.devices import sum_over_ranks
 from hybrid_tokenizer.guide import GuideTokenizer
 from hybrid_tokenizer.guide.discriminator import DiscriminatorConfig, PatchDiscriminator
 from hybrid_tokenizer.guide.losses import (
@@ -21,7 +22,7 @@ from hybrid_tokenizer.guide.losses import (
     recon_loss,
 )
 from hybrid_tokenizer.images import resize_bicubic
-from hybrid_tokenizer.metrics.codebook import CodebookUse
+from hybrid_tokenizer.metrics.codebook import CodebookUse, codebook_usage
 from hybrid_tokenizer.metrics.pixel import psnr
 from hybrid_tokenizer.perceptual import EfficientNetDistance
 from hybrid_tokenizer.quantizers import vq_loss
@@ -34,25 +35,26 @@ class CodebookWatch:
 
     def __init__(self, codebook_size: int, window: int = 500, least: float = 0.01):
         self.window, self.least = window, least
-        self.use, self.since = CodebookUse(codebook_size), -1
+        self.counts, self.since = torch.zeros(codebook_size, dtype=torch.int64), -1
 
     def update(self, step: int, grids: Sequence[Int[Tensor, "b _ _"]]) -> None:
         """Count the codes of a micro-batch, and report a dead codebook at the end of a window."""
         if self.since < 0:
             self.since = step
+        self.counts = self.counts.to(grids[0].device)  # counted there: the host reads them once in a window
         if step - self.since >= self.window:
-            self.use.merge_ranks(grids[0].device)
-            share = self.use.compute()["codebook_usage"]
+            share = codebook_usage(sum_over_ranks(self.counts))
             if share < self.least and not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
                 print(
-                    f"dead codebook: {share:.2%} of {len(self.use.counts)} codes were used in steps {self.since} to {step - 1}; "
+                    f"dead codebook: {share:.2%} of {len(self.counts)} codes were used in steps {self.since} to {step - 1}; "
                     "earlier checkpoints may be better: stop, lower training.learning_rate, or take "
                     "guide.quantizer.kind=ema, which restarts unused codes",
                     flush=True,
                 )
-            self.use, self.since = CodebookUse(len(self.use.counts)), step
+            self.counts, self.since = torch.zeros_like(self.counts), step
         for grid in grids:
-            self.use.update(grid)
+            codes = grid.detach().flatten()
+            self.counts.index_add_(0, codes, torch.ones_like(codes))
 
 
 class GuideObjective(Objective):

@@ -111,6 +111,8 @@ class _Run:
         )
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(config.num_threads)
+        # what the processes agree on at every step goes between the hosts, which then do not wait for their GPUs
+        self.hosts = torch.distributed.new_group(backend="gloo") if self.accelerator.num_processes > 1 else None
         self.main = self.accelerator.is_main_process
         self.accelerator.wait_for_everyone()  # until here the other processes may be writing caches
         if self.main:
@@ -336,8 +338,9 @@ class _Run:
         over = limit is not None and time.monotonic() - self.started > limit * 60
         asked = (over, interrupt.pressed)
         if self.accelerator.num_processes > 1:  # all ranks must stop at the same step
-            flags = torch.tensor(asked, dtype=torch.float32, device=self.accelerator.device)
-            over, pressed = self.accelerator.reduce(flags, "sum").tolist()
+            flags = torch.tensor(asked, dtype=torch.int32)
+            torch.distributed.all_reduce(flags, group=self.hosts)
+            over, pressed = flags.tolist()
             asked = (bool(over), bool(pressed))
         return asked
 

@@ -1,10 +1,10 @@
 """The interface between loop and stages: a module whose forward gives losses, and that validates and exports its component."""
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ def learning_rate_at(step: int, peak: float, floor: float, warmup_steps: int, ma
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return floor + (peak - floor) * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, progress)))))
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def ema_decay_at(step: int, decay: float) -> float:

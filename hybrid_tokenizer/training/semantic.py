@@ -202,7 +202,7 @@ class QFormerContrastive(ContrastiveObjective):
         return F.normalize(self.heads.image_features(causal_embeds).float(), dim=-1)
 
     def text_features(self, captions: list[str]) -> Float[Tensor, "b f"]:
-        ids, mask = (tensor.to(self.heads.temperature.device) for tensor in self.tokens(captions))
+        ids, mask = (tensor.to(self.heads.temperature.device, non_blocking=True) for tensor in self.tokens(captions))
         return F.normalize(self.heads.text_features(self.model.causal_qformer, ids, mask).float(), dim=-1)
 
     def floored_temperature(self) -> Float[Tensor, ""]:
@@ -275,7 +275,7 @@ class QuantizeObjective(Objective):
         }
         if self.options.sentence:
             means = (mean_token_features(embeds) for embeds in (output.generation_embeds, target))
-            losses["sentence"] = contrastive_loss(*means, target.new_tensor(SENTENCE_TEMPERATURE))
+            losses["sentence"] = contrastive_loss(*means, target.new_full((), SENTENCE_TEMPERATURE))
         total = sum(getattr(self.options, name) * value for name, value in losses.items())
         return {**losses, "total": total}
 

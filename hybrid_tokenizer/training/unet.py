@@ -161,7 +161,7 @@ class UNetObjective(Objective):
         share = share if "semantic" in self.frozen else 0.0
         condition = self.frozen["text"].token_features(text_of(batch)) if share < 1 else None
         if share > 0:
-            generated = self.frozen["semantic"].decode(batch["semantic_indices"]).float()
+            generated = self.frozen["semantic"].embeds_of(batch["semantic_indices"]).float()
             use_text = self.chance(count) >= share
             condition = generated if condition is None else select(use_text, condition, generated)
         null = self.decoder.null_condition.to(condition).expand_as(condition)
@@ -178,7 +178,7 @@ class UNetObjective(Objective):
         guide_latents = None
         if "guide" in self.frozen:
             guide_latents = self.guide_latents(batch["guide_latents"])
-        if self.options.crop and torch.rand(()) < self.options.crop_share:
+        if self.options.crop and happens(self.options.crop_share):
             window = random_window(latents.shape[-2:], self.options.crop)
             latents = latents[window]
             pixels = None if pixels is None else pixels[enlarged(window, self.decoder.config.vae_factor)]
@@ -255,6 +255,11 @@ class UNetObjective(Objective):
 
     def export(self, folder: Path, val_batches: list[dict[str, Any]]) -> None:
         self.decoder.save_pretrained(folder)
+
+
+def happens(share: float) -> bool:
+    """One draw for the whole batch, on the host."""
+    return bool(torch.rand(()) < share)
 
 
 def random_window(size: torch.Size, side: int) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ class Sizes:
 
 
 FULL = Sizes(images=64, batch_sizes=(1, 7, 64), decoded=16, steps=20, stage_steps=10)
-REDUCED = Sizes(images=8, batch_sizes=(1, 3, 8), decoded=2, steps=4, stage_steps=1)
+REDUCED = Sizes(images=8, batch_sizes=(1, 3, 8), decoded=2, steps=4, stage_steps=2)
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,14 @@ NARROW_DIFFUSION = (
 )  # fmt: skip
 STAGES = """
 import json, sys, time
+import torch
 from hybrid_tokenizer.commands.cli import run
-for name, arguments in json.loads(sys.argv[1]):
+from hybrid_tokenizer.verification.gpu.syncs import counted_syncs
+for name, arguments in json.loads(sys.argv[2]):
     start = time.perf_counter()
-    run(name, arguments)
-    print("SECONDS", time.perf_counter() - start, flush=True)
+    with counted_syncs(torch.device(sys.argv[1])) as places:
+        run(name, arguments)
+    print("STAGE", json.dumps({"seconds": time.perf_counter() - start, "waits": places}), flush=True)
 """
 
 
@@ -109,25 +112,30 @@ def resume(config: GpuCheckConfig, scratch: Path) -> Iterator[Row]:
 
 
 def stages(config: GpuCheckConfig, scratch: Path) -> Iterator[Row]:
-    """Some steps of each stage of Branches II and III."""
+    """Some steps of each training stage."""
     root = pairs(config, scratch / "pairs")
     given = [*common(config, config.sizes.stage_steps), f"data.root={root}"]
-    semantic, diffusion = (NARROW_SEMANTIC, NARROW_DIFFUSION) if config.reduced else ((), ())
-    stage1, stage2, vae, unet = (scratch / name for name in ("contrastive", "quantize", "vae", "unet"))
+    narrow_guide, semantic, diffusion = (
+        (NARROW_GUIDE, NARROW_SEMANTIC, NARROW_DIFFUSION) if config.reduced else ((), (), ())
+    )
+    guide, stage1, stage2, vae, unet = (scratch / n for n in ("guide", "contrastive", "quantize", "vae", "unet"))
     commands = {
+        "guide": ("train-guide", [*narrow_guide, "guide.quantizer.kind=ema", f"output_dir={guide}"]),
         "contrastive": ("train-semantic", [*semantic, "stage=contrastive", f"output_dir={stage1}"]),
         "quantize": ("train-semantic", [*semantic, "stage=quantize", f"semantic.init={stage1 / 'final'}", f"output_dir={stage2}"]),
         "vae": ("pretrain-diffusion", [*diffusion, "stage=vae", "data.resident_mb=500", f"output_dir={vae}"]),
         "unet": ("pretrain-diffusion", [*diffusion, "stage=unet", "unet.views=1", f"diffusion.init={vae / 'final'}", f"output_dir={unet}"]),
     }  # fmt: skip
     jobs = json.dumps([(name, [*given, *options]) for name, options in commands.values()])
-    said = _finish([sys.executable, "-c", STAGES, jobs], config)
-    seconds = [float(line.split()[1]) for line in said.splitlines() if line.startswith("SECONDS ")]
-    for name, taken in zip(commands, seconds, strict=True):
+    said = _finish([sys.executable, "-c", STAGES, config.device, jobs], config)
+    measured = [json.loads(line.removeprefix("STAGE ")) for line in said.splitlines() if line.startswith("STAGE ")]
+    for name, stage in zip(commands, measured, strict=True):
         final = scratch / name / "final"
         tensors = [load_file(path) for path in final.rglob("*.safetensors")]
         finite = all(value.isfinite().all() for tensor in tensors for value in tensor.values())
+        taken, waits = stage["seconds"], stage["waits"]
         yield Row(f"{name}: {config.sizes.stage_steps} step(s)", taken, "s", "finite weights", bool(tensors) and finite)
+        yield at_most(f"{name}: times that steps wait for the device", len(waits), 0, " ".join(sorted(set(waits))))
 
 
 def two_processes(config: GpuCheckConfig, scratch: Path) -> Iterator[Row]:
