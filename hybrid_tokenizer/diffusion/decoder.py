@@ -17,7 +17,7 @@ from hybrid_tokenizer.checkpoints import hub
 from hybrid_tokenizer.checkpoints.files import CONFIG_NAME, read_config, save_tensors, write_json
 from hybrid_tokenizer.checkpoints.libraries import load_diffusers_model
 from hybrid_tokenizer.devices import compile_in_place, count_parameters, on_device
-from hybrid_tokenizer.diffusion.attention import remembered_conditions
+from hybrid_tokenizer.diffusion.attention import decoding_attention
 from hybrid_tokenizer.diffusion.config import DecodeOptions, DecodeOverrides, DiffusionConfig
 from hybrid_tokenizer.diffusion.ddim import (
     NoisePredictor,
@@ -224,7 +224,7 @@ class DiffusionDecoder(nn.Module):
         with (
             torch.set_grad_enabled(differentiable),
             tqdm(total=plan.num_unet_calls, disable=not progress, desc="decode", unit="step") as bar,
-            remembered_conditions(self.unet),
+            decoding_attention(self.unet, fuse=self.device.type != "cpu"),
             failure_explained(self.unet, self.vae, self.config),
         ):
             guide_latents = None

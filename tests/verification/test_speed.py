@@ -8,7 +8,7 @@ import torch
 from helpers.small_models import noise_images, small_hybrid
 
 from hybrid_tokenizer.errors import HybridTokenizerError
-from hybrid_tokenizer.verification.speed import running
+from hybrid_tokenizer.verification.speed import feeding, running
 from hybrid_tokenizer.verification.speed.alternatives import PlainPipeline
 from hybrid_tokenizer.verification.speed.bench import Bench
 from hybrid_tokenizer.verification.speed.coding import decode_bf16, decode_contest
@@ -133,7 +133,7 @@ def test_kept_features_of_references_change_no_distance():
 
 
 def test_draws_from_cached_latents_are_those_of_a_fresh_permutation(monkeypatch):
-    monkeypatch.setattr(running, "CACHED_ROWS", 3000)
+    monkeypatch.setattr(feeding, "CACHED_ROWS", 3000)
     (row,) = run_rows(BenchmarkConfig(rows=["latent_draw"], repeats=1), torch.device("cpu"), lambda line: None)
     assert row["max_output_difference"] == 0 and "from 3,072 cached rows" in row["ours_is"]
 
@@ -159,3 +159,14 @@ def test_a_statement_is_timed_in_a_fresh_interpreter():
 def test_unknown_rows_are_refused():
     with pytest.raises(HybridTokenizerError, match="use some of encode"):
         BenchmarkConfig(rows=["speed"])
+
+
+def test_what_feeds_training_is_measured(monkeypatch):
+    monkeypatch.setattr(feeding, "LOADER_BATCHES", 2)
+    monkeypatch.setattr(feeding, "LOADER_WORKERS", 1)
+    monkeypatch.setattr(feeding, "CACHED_IMAGES", 3)
+    config = BenchmarkConfig(rows=["loader", "loader_resident", "cache"], image_size=64, batch_size=2, repeats=1)
+    loader, resident, cache = run_rows(config, torch.device("cpu"), lambda line: None)
+    assert loader["unit"] == resident["unit"] == cache["unit"] == "images/s"
+    assert loader["max_output_difference"] is None and 0 < resident["max_output_difference"] < 0.05
+    assert cache["max_output_difference"] < 0.02 and cache["n"] == 3

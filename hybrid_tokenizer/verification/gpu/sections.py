@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,9 @@ from hybrid_tokenizer.verification.gpu.config import GpuCheckConfig
 from hybrid_tokenizer.verification.gpu.rows import Row
 from hybrid_tokenizer.verification.speed.config import GPU_ROWS, ROWS, BenchmarkConfig
 from hybrid_tokenizer.verification.speed.rows import run_rows
+
+GRAPHS = ("sd15_decode_latency",)
+"""Rows that are measured again with the U-Net's kernels replayed as CUDA graphs."""
 
 
 class Section(NamedTuple):
@@ -35,14 +38,15 @@ def in_scratch(section: Callable[[GpuCheckConfig, Path], Iterator[Row]]) -> Call
     return run
 
 
-def benchmark(names: tuple[str, ...]) -> Callable[[GpuCheckConfig], Iterator[Row]]:
-    """Rows of the benchmark, as ratios."""
+def benchmark(names: tuple[str, ...], **options: Any) -> Callable[[GpuCheckConfig], Iterator[Row]]:
+    """Rows of the benchmark, as ratios. `options` are those of the benchmark."""
 
     def run(config: GpuCheckConfig) -> Iterator[Row]:
         for name in names:
             few = {"image_size": 128, "batch_size": 2, "repeats": 1, "train_steps": 2, "num_inference_steps": 5}
-            options = BenchmarkConfig(rows=[name], reduced=config.reduced, **(few if config.reduced else {}))
-            (row,) = run_rows(options, torch.device(config.device), lambda line: print(line, flush=True))
+            sizes = few if config.reduced else {}
+            benchmark = BenchmarkConfig(rows=[name], reduced=config.reduced, **sizes, **options)
+            (row,) = run_rows(benchmark, torch.device(config.device), lambda line: print(line, flush=True))
             yield Row(name, row["ours"], row["unit"])
             yield Row(f"{name}: ratio to the plain code", row["ratio"])
             for key in ("share_of_limit", "tflop_per_image", "peak_memory_bytes"):
@@ -63,6 +67,7 @@ SECTIONS = {
     "two_processes": Section(in_scratch(training.two_processes), 90),
     "benchmark": Section(benchmark(ROWS), 180),
     "benchmark_sd15": Section(benchmark(GPU_ROWS), 150),
+    "benchmark_sd15_graphs": Section(benchmark(GRAPHS, compile=True, compile_mode="reduce-overhead"), 150),
 }
 
 

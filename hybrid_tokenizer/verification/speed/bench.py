@@ -3,12 +3,14 @@
 import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybrid_tokenizer.data import sample_photographs
 from hybrid_tokenizer.diffusion import DiffusionConfig, DiffusionDecoder
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.guide import GuideConfig, GuideTokenizer
@@ -43,13 +45,25 @@ class Bench:
     @cached_property
     def fast(self) -> HybridTokenizer:
         """The tokenizer as a user with many images would set it up."""
-        return copy.deepcopy(self.tokenizer).compile() if self.config.compile else self.tokenizer
+        if not self.config.compile:
+            return self.tokenizer
+        return copy.deepcopy(self.tokenizer).compile(self.config.compile_mode)
 
     @cached_property
     def eval_images(self) -> EvalImages:
         """The pictures as evaluation reads them."""
         size, count = self.config.image_size, self.config.batch_size
         return EvalImages.open(self.config.data_root, size, max_images=count, progress=False)
+
+    def photographs_folder(self, scratch: Path) -> Path:
+        """The folder of images, or one in `scratch` with the built-in photographs."""
+        if self.config.data_root is not None:
+            return Path(self.config.data_root)
+        folder = scratch / "images"
+        folder.mkdir()
+        for name, photograph in sample_photographs().items():
+            photograph.save(folder / f"{name}.png")
+        return folder
 
     @cached_property
     def images(self) -> Float[Tensor, "b 3 r r"]:

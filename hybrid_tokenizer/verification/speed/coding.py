@@ -97,7 +97,7 @@ def decode_bf16(bench: Bench) -> dict[str, Any]:
     tokenizer = copy.deepcopy(bench.tokenizer)
     tokenizer.diffusion.to(dtype=torch.bfloat16)
     if bench.config.compile:
-        tokenizer.compile()
+        tokenizer.compile(bench.config.compile_mode)
     contest = decode_contest(bench, tokenizer, bench.plain, bench.images, "decode_bf16")
     contest.notes["ours_is"] += ", U-Net and VAE in bf16"
     contest.notes["alternative_is"] += ", in fp32"

@@ -12,6 +12,9 @@ ROWS = (
     "decode_batch8_vs_1",
     "decode_bf16",
     "train_guide",
+    "loader",
+    "loader_resident",
+    "cache",
     "latent_draw",
     "harness",
     "harness_references",
@@ -54,6 +57,8 @@ class BenchmarkConfig:
     device: str | None = None
     compile: bool = False
     """Compile the networks of the encode and decode rows."""
+    compile_mode: str = "default"
+    """torch.compile's mode for `compile`. reduce-overhead replays CUDA graphs."""
     reduced: bool = False
     """Narrow layers and small images for the sd15 rows, to check that they run."""
 

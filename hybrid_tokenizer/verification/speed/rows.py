@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hybrid_tokenizer.evaluation.tables import MISSING, Column, to_markdown
-from hybrid_tokenizer.verification.speed import coding, running
+from hybrid_tokenizer.verification.speed import coding, feeding, running
 from hybrid_tokenizer.verification.speed.bench import Bench
 from hybrid_tokenizer.verification.speed.config import GPU_ROWS, ROWS, BenchmarkConfig
 from hybrid_tokenizer.verification.speed.sd15 import sd15_row
@@ -22,7 +22,10 @@ BUILDERS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode_batch8_vs_1": coding.decode_batch8_vs_1,
     "decode_bf16": coding.decode_bf16,
     "train_guide": running.train_guide,
-    "latent_draw": running.latent_draw,
+    "loader": feeding.loader,
+    "loader_resident": feeding.loader_resident,
+    "cache": feeding.cache,
+    "latent_draw": feeding.latent_draw,
     "harness": running.harness,
     "harness_references": running.harness_references,
     "harness_ssim_psnr": running.harness_ssim_psnr,

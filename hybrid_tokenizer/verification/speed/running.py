@@ -1,4 +1,4 @@
-"""The rows of training, evaluation and start-up."""
+"""The rows of a training step, of evaluation and of start-up."""
 
 import contextlib
 import copy
@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,9 +34,7 @@ from hybrid_tokenizer.perceptual import (
 )
 from hybrid_tokenizer.protocol import ImageTokenizer
 from hybrid_tokenizer.training.config import GuideLossOptions, TrainingConfig
-from hybrid_tokenizer.training.crop_cache import ROWS_OF_SHARD, CachedRows, ShardFile
 from hybrid_tokenizer.training.guide import GuideObjective
-from hybrid_tokenizer.training.latents import LatentStream
 from hybrid_tokenizer.training.loop import choose_precision, train
 from hybrid_tokenizer.verification.speed.alternatives import all_measures, scikit_image_measures, train_guide_plainly
 from hybrid_tokenizer.verification.speed.bench import Bench
@@ -45,8 +42,6 @@ from hybrid_tokenizer.verification.speed.timing import Contest, Timed
 
 HARNESS_COPIES = 8  # of the built-in photographs
 MEMORY_IMAGES = (1000, 4000)
-CACHED_ROWS = 2_500_000
-"""About two crops of each image of ImageNet."""
 PLAIN_IMPORTS = (
     "from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel; "
     "from transformers import Blip2QFormerModel, Blip2VisionModel"
@@ -71,13 +66,7 @@ def train_guide(bench: Bench) -> dict[str, Any]:
     )  # fmt: skip
     model = copy.deepcopy(bench.tokenizer.guide).train()
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch) / "images"
-        if bench.config.data_root is None:
-            root.mkdir()
-            for name, photograph in sample_photographs().items():
-                photograph.save(root / f"{name}.png")
-        else:
-            root = Path(bench.config.data_root)
+        root = bench.photographs_folder(Path(scratch))
         stream = TrainingStream(find_images(root), CropConfig(bench.config.image_size), seed=0)
 
         def ours() -> Timed:
@@ -112,44 +101,6 @@ def train_guide(bench: Bench) -> dict[str, Any]:
         return bench.measure(contest)
 
 
-def latent_draw(bench: Bench) -> dict[str, Any]:
-    """A draw of the U-Net's training from a cache of latents (4 x 32 x 32, fp16), in an epoch that is under way."""
-    with tempfile.TemporaryDirectory() as folder:
-        shard = ShardFile(Path(folder) / "shard.safetensors", "")
-        shard.write([torch.randn(ROWS_OF_SHARD, 4, 32, 32).half()], list(range(ROWS_OF_SHARD)))
-        shards = -(-CACHED_ROWS // ROWS_OF_SHARD)
-        rows = CachedRows(
-            [shard.path] * shards, [ROWS_OF_SHARD] * shards
-        )  # one file in all places: 20 GB of them say no more
-        stream = LatentStream([Path("image.png")] * len(rows), np.arange(len(rows)), 1, {"latents": rows}, seed=0)
-        stream[0]  # permutes the epoch
-
-        def drawn(draws: range, forget: bool) -> Timed:
-            seconds, latents = [], []
-            for draw in draws:
-                if forget:
-                    stream._permutation.cache_clear()
-                start = time.perf_counter()
-                latents.append(stream[draw]["latents"])
-                seconds.append(time.perf_counter() - start)
-            return Timed(statistics.median(seconds), torch.stack(latents[:10]))
-
-        contest = Contest(
-            name="latent_draw",
-            unit="s",
-            ours=lambda: drawn(range(1000), forget=False),
-            alternative=lambda: drawn(range(10), forget=True),
-            amount=0,
-            difference=lambda left, right: (left - right).abs().max().item(),
-            notes={
-                "ours_is": f"LatentStream: median of 1,000 draws from {len(rows):,} cached rows, memory-mapped",
-                "alternative_is": "the same with the epoch permuted for each of 10 draws",
-                "difference_is": "largest difference of a latent",
-            },
-        )
-        return bench.measure(contest)
-
-
 def harness(bench: Bench) -> dict[str, Any]:
     """All measures of the main table."""
     size = bench.config.image_size
@@ -163,7 +114,32 @@ def harness(bench: Bench) -> dict[str, Any]:
         "alternative_is": "a loop over images: scikit-image, pytorch-msssim, piq, NumPy, the same feature networks",
     }
     tokenizer = LosslessGuide(size // 4)
-    return bench.measure(harness_contest(bench, "harness", tokenizer, bench.eval_images, metrics, measures, notes))
+    row = bench.measure(harness_contest(bench, "harness", tokenizer, bench.eval_images, metrics, measures, notes))
+    return row | {"profile_ms_per_image": profile(bench, tokenizer, metrics)}
+
+
+@torch.no_grad()
+def profile(bench: Bench, tokenizer: ImageTokenizer, metrics: list[Metric]) -> dict[str, float]:
+    """Milliseconds per image of the row's own decoding and of each measure, the median of `repeats` passes over the images."""
+    batches = list(bench.eval_images.own_batches(bench.config.batch_size, bench.device))
+    outputs: list[Tensor] = []
+
+    def decode() -> None:
+        outputs[:] = [reconstruct(tokenizer, batch, torch.Generator().manual_seed(0))[0] for batch in batches]
+
+    def measure(metric: Metric) -> None:
+        for output, batch in zip(outputs, batches, strict=True):
+            metric(output, batch)
+
+    def milliseconds(action: Callable[[], None]) -> float:
+        seconds = []
+        for _ in range(bench.config.repeats):
+            start = time.perf_counter()
+            action()
+            seconds.append(time.perf_counter() - start)
+        return round(1000 * statistics.median(seconds) / len(bench.eval_images), 2)
+
+    return {"decode": milliseconds(decode), **{m.name: milliseconds(partial(measure, m)) for m in metrics}}
 
 
 def harness_references(bench: Bench) -> dict[str, Any]:

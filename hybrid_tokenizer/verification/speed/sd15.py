@@ -34,7 +34,7 @@ def sd15_row(bench: Bench, name: str) -> dict[str, Any]:
         contest = decode_contest(bench, tokenizer, plain, images, name, (side, side))
         flops = count_flops(decode_contest(bench, tokenizer, plain, images[:1], name, (side, side)).ours, tokenizer)
         if bench.config.compile:
-            tokenizer.diffusion.compile_unet()
+            tokenizer.diffusion.compile_unet(bench.config.compile_mode)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
