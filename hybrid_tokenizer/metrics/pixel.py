@@ -116,9 +116,10 @@ def _band_energy(levels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
         torch.hann_window(side, periodic=False, dtype=luma.dtype, device=luma.device) for side in (height, width)
     )
     window = vertical[:, None] * horizontal
-    power = torch.fft.fft2((luma - luma.mean((1, 2), keepdim=True)) * window).abs().square()
+    power = torch.fft.rfft2((luma - luma.mean((1, 2), keepdim=True)) * window).abs().square()
     rows = torch.fft.fftfreq(height, dtype=luma.dtype, device=luma.device)[:, None]
-    columns = torch.fft.fftfreq(width, dtype=luma.dtype, device=luma.device)
-    band = torch.hypot(rows, columns) >= HIGH_FREQUENCY_FROM
-    energy = power.masked_fill(~band, 0).sum((1, 2))
+    columns = torch.fft.rfftfreq(width, dtype=luma.dtype, device=luma.device)
+    band = (torch.hypot(rows, columns) >= HIGH_FREQUENCY_FROM).to(luma.dtype)
+    band[:, 1 : (width + 1) // 2] *= 2  # these columns stand for those of the negative frequencies, too
+    energy = (power * band).sum((1, 2))
     return torch.where(energy > 1e-12 * height * width, energy, 0)  # rounding residue of a flat picture
