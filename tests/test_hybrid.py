@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -72,8 +73,13 @@ def test_compiled_branches_give_the_same():
     images, hybrid = noise_images(2), small_hybrid()
     tokens = hybrid.encode(images)
     decoded = hybrid.decode(tokens, generator=seeded())
-    assert hybrid.compile(backend="eager").encode(images) == tokens
-    torch.testing.assert_close(hybrid.decode(tokens, generator=seeded()), decoded, rtol=1e-5, atol=1e-5)
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)  # torch 2.11 cannot trace the checks, which only tests run
+    try:
+        assert hybrid.compile(backend="eager").encode(images) == tokens
+        torch.testing.assert_close(hybrid.decode(tokens, generator=seeded()), decoded, rtol=1e-5, atol=1e-5)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def test_seeds_change_the_noise_and_nothing_else_does(hybrid):
