@@ -42,9 +42,10 @@ import json, sys, time
 import torch
 from hybrid_tokenizer.commands.cli import run
 from hybrid_tokenizer.verification.gpu.syncs import counted_syncs
-for name, arguments in json.loads(sys.argv[2]):
+device, jobs = sys.argv[1:]  # run() writes its own
+for name, arguments in json.loads(jobs):
     start = time.perf_counter()
-    with counted_syncs(torch.device(sys.argv[1])) as places:
+    with counted_syncs(torch.device(device)) as places:
         run(name, arguments)
     print("STAGE", json.dumps({"seconds": time.perf_counter() - start, "waits": places}), flush=True)
 """
