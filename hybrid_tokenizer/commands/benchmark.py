@@ -1,6 +1,5 @@
 """Time the system against the code that a user would write without it. benchmarks/README.md explains the rows."""
 
-import resource
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from hybrid_tokenizer.checkpoints.files import write_atomic, write_json
 from hybrid_tokenizer.commands.config import command
 from hybrid_tokenizer.devices import choose_device
-from hybrid_tokenizer.provenance import git_revision, machine, versions
+from hybrid_tokenizer.provenance import git_revision, machine, peak_memory_bytes, versions
 from hybrid_tokenizer.verification.speed.config import BenchmarkConfig
 from hybrid_tokenizer.verification.speed.rows import report, run_rows
 
@@ -28,7 +27,7 @@ def main(config: BenchmarkConfig) -> None:
         "revision": git_revision(),
         "versions": versions(),
         "wall_seconds": time.perf_counter() - started,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
     }
     output = Path(config.output)
     write_json(output, results)

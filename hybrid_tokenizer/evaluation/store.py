@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from hybrid_tokenizer.checkpoints.files import load_tensors, read_json, save_ten
 from hybrid_tokenizer.errors import HybridTokenizerError
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.summary import Evaluation
-from hybrid_tokenizer.provenance import git_revision, machine, versions
+from hybrid_tokenizer.provenance import git_revision, machine, peak_memory_bytes, versions
 
 FOLDER = "finished_rows"
 
@@ -78,5 +77,5 @@ def run_facts(images: EvalImages, device: torch.device | str, started: float) ->
         "device": str(device),
         "machine": machine(),
         "wall_seconds": time.perf_counter() - started,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
     }

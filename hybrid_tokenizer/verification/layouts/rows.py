@@ -1,6 +1,5 @@
 """Load a full-size baseline from its files and measure a row: parameters, loading time, memory."""
 
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from hybrid_tokenizer.baselines.loading import load_baseline
 from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate
 from hybrid_tokenizer.evaluation.measures import default_metrics
+from hybrid_tokenizer.provenance import peak_memory_bytes
 
 NUM_INFERENCE_STEPS = 2
 
@@ -40,5 +40,5 @@ def fill_row(name: str, folder: Path, image_size: int) -> dict[str, Any]:
         "bits": row["bits"],
         "n": row["n"],
         "image_size": image_size,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
     }

@@ -239,7 +239,7 @@ def relative_difference(left: dict[str, list[float]], right: dict[str, list[floa
 
 
 MEMORY_CODE = """
-import json, resource, sys
+import sys
 import numpy as np
 from PIL import Image
 from hybrid_tokenizer.evaluation.controls import LosslessGuide, Unrelated
@@ -247,11 +247,12 @@ from hybrid_tokenizer.evaluation.images import EvalImages
 from hybrid_tokenizer.evaluation.loop import evaluate
 from hybrid_tokenizer.evaluation.measures import Metric
 from hybrid_tokenizer.metrics import pixel
+from hybrid_tokenizer.provenance import peak_memory_bytes
 count = int(sys.argv[1])
 read = lambda name: Image.fromarray(np.random.default_rng(int(name)).integers(0, 256, (96, 96, 3), dtype=np.uint8))
 images = EvalImages([str(i) for i in range(count)], read, 96, progress=False)
 evaluate(LosslessGuide(24), images, [Metric("psnr", pixel.psnr), Metric("ssim", pixel.ssim)], progress=False)
-print(); print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+print(); print(peak_memory_bytes())
 """
 
 
@@ -307,7 +308,7 @@ def startup(bench: Bench) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bench.tokenizer.save_pretrained(Path(folder) / "tokenizer")
         home = str(Path(folder) / "tokenizer")
-        peak = "; import json, resource; print(); print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))"
+        peak = "; from hybrid_tokenizer.provenance import peak_memory_bytes; print(); print(peak_memory_bytes())"
         ours_code = f"from hybrid_tokenizer import HybridTokenizer; HybridTokenizer.from_pretrained({home!r})" + peak
         vae_class = bench.tokenizer.diffusion.config.vae_class
         # the embedded preset's VAE is no class of diffusers: the plain code reads its weights
