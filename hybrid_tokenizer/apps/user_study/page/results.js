@@ -15,7 +15,7 @@ async function refresh() {
     const answer = await fetch("/api/results", { headers: { "x-owner": location.hash.slice(1) } });
     const report = await answer.json();
     if (!answer.ok) throw new Error(report.error);
-    at("counts").textContent = `${report.votes} votes on ${report.sets} sets; ${report.joined} participants joined, ${report.participants} voted, ${report.complete} on every set.`;
+    at("counts").textContent = `${report.votes} votes on ${report.sets} sets; ${report.joined} ${report.joined === 1 ? "participant" : "participants"} joined, ${report.participants} voted, ${report.complete} on every set.`;
     at("scores").tBodies[0].replaceChildren(...report.rows.map((one) => row([one.method, one.score.toFixed(2), span(one.interval_over_sets), span(one.interval_over_participants), `${Math.round(100 * one.first)} %`])));
     at("scores").hidden = false;
     const { alpha } = report.agreement;
