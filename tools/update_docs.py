@@ -1,4 +1,4 @@
-"""Write the generated parts of the pages: tables of `tiny` from its JSON, Figure 1, the map of the files from docstrings."""
+"""Write the generated parts of the pages: tables from committed JSON, Figure 1, the map of the files from docstrings."""
 
 import argparse
 import ast
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
+BENCHMARKS = ROOT / "benchmarks"
 PRESET = ROOT / "hybrid_tokenizer" / "presets" / "tiny"
 RESULTS = ROOT / "benchmarks" / "results" / "tiny" / "recon.json"
 COLUMNS = (
@@ -84,6 +85,18 @@ def figure_1() -> dict[Path, str]:
     }
 
 
+def harness_profile() -> str:
+    """What each measure of the harness takes, before and now."""
+    reports = (read_json(BENCHMARKS / "results" / f"{name}.json") for name in ("harness_before", "benchmark"))
+    rows = [next(row for row in report["rows"] if row["name"] == "harness") for report in reports]
+    before, now = (row["profile_ms_per_image"] for row in rows)
+    lines = ["| milliseconds per image | before | now |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {before[name]:.1f} | {now[name]:.1f} |" for name in now]
+    lines.append(f"| sum | {sum(before.values()):.1f} | {sum(now.values()):.1f} |")
+    lines.append(f"| ratio of the row `harness` | {rows[0]['ratio']:.2f} | {rows[1]['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
     """Each page with its generated parts made anew."""
     readme = README.read_text()
@@ -93,6 +106,7 @@ def pages() -> dict[Path, str]:
         README: readme,
         ARCHITECTURE: between(ARCHITECTURE.read_text(), "map", file_map()),
         EVALUATION: between(EVALUATION.read_text(), "table1", table_1()),
+        BENCHMARKS / "README.md": between((BENCHMARKS / "README.md").read_text(), "harness", harness_profile()),
         **figure_1(),
     }
 
