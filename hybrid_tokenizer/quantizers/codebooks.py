@@ -155,10 +155,8 @@ class EmaQuantizer(nn.Module):
         self, flat: Float[Tensor, "n d"], indices: Int[Tensor, "n"]
     ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
         """Number and sum of the features assigned to each code, over all ranks."""
-        ones = torch.ones_like(indices, dtype=flat.dtype)
-        counts = torch.zeros_like(self.code_counts).index_add_(
-            0, indices, ones
-        )  # bincount makes the host wait for a GPU
+        ones = torch.ones_like(indices, dtype=flat.dtype)  # summed, since bincount makes the host wait for a GPU
+        counts = torch.zeros_like(self.code_counts).index_add_(0, indices, ones)
         sums = torch.zeros_like(self.codebook).index_add_(0, indices, flat)
         return sum_over_ranks(counts), sum_over_ranks(sums)
 
