@@ -224,7 +224,7 @@ class DiffusionDecoder(nn.Module):
         with (
             torch.set_grad_enabled(differentiable),
             tqdm(total=plan.num_unet_calls, disable=not progress, desc="decode", unit="step") as bar,
-            decoding_attention(self.unet, fuse=self.unet.device.type != "cpu"),  # not while it is offloaded
+            decoding_attention(self.unet, fuse=next(self.unet.parameters()).device.type != "cpu"),
             failure_explained(self.unet, self.vae, self.config),
         ):
             guide_latents = None
