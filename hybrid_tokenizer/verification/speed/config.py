@@ -32,7 +32,8 @@ class BenchmarkConfig:
 
     `num_threads: null` leaves torch's own choice. `compile` runs our networks of the encode and decode rows (our
     U-Net of the sd15 rows) through torch.compile, whose time is not counted. `reduced` gives the sd15 rows narrow layers
-    and small images, so that they also run on a CPU: it checks that they work, and its times say nothing.
+    and small images, so that they also run on a CPU, and the rows of memory and caches few images: it checks that they
+    work, and its times say nothing.
     """
 
     output: str = "benchmarks/results/benchmark.json"

@@ -26,7 +26,8 @@ CACHED_ROWS = 2_500_000
 LOADER_WORKERS = 2
 LOADER_BATCHES = 24
 RESIDENT_MEGABYTES = 4000
-CACHED_IMAGES = 48
+CACHED_IMAGES, FEWER_CACHED_IMAGES = 48, 6
+"""Of the full and of the reduced form."""
 
 
 def loader(bench: Bench) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def cache(bench: Bench) -> dict[str, Any]:
     prefixes = [1, None] if guide.config.guide_scales else [None]
     with tempfile.TemporaryDirectory() as scratch:
         paths = find_images(bench.photographs_folder(Path(scratch)))
-        paths = (paths * -(-CACHED_IMAGES // len(paths)))[:CACHED_IMAGES]
+        count = FEWER_CACHED_IMAGES if bench.config.reduced else CACHED_IMAGES
+        paths = (paths * -(-count // len(paths)))[:count]
         source = CropSource(paths, CropConfig(bench.config.image_size), 1, 0)
 
         def ours() -> Tensor:

@@ -42,6 +42,8 @@ from hybrid_tokenizer.verification.speed.timing import Contest, Timed
 
 HARNESS_COPIES = 8  # of the built-in photographs
 MEMORY_IMAGES = (1000, 4000)
+FEWER_IMAGES = (50, 200)
+"""Of the reduced form."""
 PLAIN_IMPORTS = (
     "from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel; "
     "from transformers import Blip2QFormerModel, Blip2VisionModel"
@@ -258,13 +260,13 @@ print(); print(peak_memory_bytes())
 
 def harness_memory(bench: Bench) -> dict[str, Any]:
     """Peak memory of `evaluate` on four times as many images, each in a fresh interpreter."""
-
-    few, many = (peak_memory(count) for count in MEMORY_IMAGES)
+    counts = FEWER_IMAGES if bench.config.reduced else MEMORY_IMAGES
+    few, many = (peak_memory(count) for count in counts)
     return {
         "name": "harness_memory", "ours": many, "alternative": few, "unit": "bytes", "ratio": few / many,
         "max_output_difference": None, "difference_is": "no output",
-        "ours_is": f"peak memory of evaluate on {MEMORY_IMAGES[1]:,} images",
-        "alternative_is": f"the same on {MEMORY_IMAGES[0]:,} images",
+        "ours_is": f"peak memory of evaluate on {counts[1]:,} images",
+        "alternative_is": f"the same on {counts[0]:,} images",
     }  # fmt: skip
 
 
@@ -322,11 +324,11 @@ def startup(bench: Bench) -> dict[str, Any]:
             f"UNet2DConditionModel.from_pretrained({home + '/diffusion/unet'!r}); "
             f"load_file({home + '/guide/model.safetensors'!r}); load_file({home + '/semantic/model.safetensors'!r})"
         ) + peak
-
+        peaks: list[int] = []
         contest = Contest(
             name="startup",
             unit="s",
-            ours=lambda: json.loads(run_fresh(ours_code)),
+            ours=lambda: peaks.append(json.loads(run_fresh(ours_code))),
             alternative=lambda: json.loads(run_fresh(plain_code)),
             amount=0,
             difference=lambda left, right: None,
@@ -336,4 +338,4 @@ def startup(bench: Bench) -> dict[str, Any]:
                 "difference_is": "no output",
             },
         )
-        return bench.measure(contest) | {"peak_memory_bytes": json.loads(run_fresh(ours_code))}
+        return bench.measure(contest) | {"peak_memory_bytes": max(peaks)}
