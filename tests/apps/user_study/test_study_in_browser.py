@@ -206,7 +206,7 @@ def test_consent_trial_and_the_owners_results(tmp_path):
                 await page.reload()
                 await page.locator("#done").wait_for()
                 await page.goto(f"{server.link}results#{study.owner_token}")
-                await page.get_by_text("1 votes on 1 sets; 1 participants joined, 1 voted, 1 on every set.").wait_for()
+                await page.get_by_text("1 votes on 1 sets; 1 participant joined, 1 voted, 1 on every set.").wait_for()
                 assert await page.locator("#scores tbody tr").count() == len(METHODS)
                 await page.goto(f"{server.link}results#wrong")
                 await page.reload()
