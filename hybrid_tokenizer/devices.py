@@ -28,7 +28,8 @@ def compile_in_place(
     """Run the network's calls through torch.compile. Each new input shape is compiled once. `mode` applies to inductor only.
 
     On a CPU inductor also packs the weights of convolutions (`freezing`, which from then on applies to everything that
-    the process compiles; torch 2.11 does not do it here). Calls without gradients then ignore weights that change after the first call.
+    the process compiles; torch 2.11 does not pack here). Calls without gradients then ignore weights that change after
+    the first call.
     """
     on_cpu = all(weight.device.type == "cpu" for weight in network.parameters())
     if backend == INDUCTOR and on_cpu:

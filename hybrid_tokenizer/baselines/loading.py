@@ -1,11 +1,13 @@
 """From a baseline's name and the place of its weights to a row of a table.
 
 Weights are downloaded only when a hub id or `hub` is given. A pickle is read with `weights_only=True`. Some old Lightning
-files hold more than tensors and are refused; this package never unpickles them. If you trust such a file, write its tensors
-out once yourself, on a machine where nothing else is at stake, because loading it runs any code that it holds:
+files hold objects beside tensors and are refused; this package never unpickles them. Write the tensors of such a file out once
+yourself. The first line lists the classes of its objects; allow those that you know, here Lightning's ModelCheckpoint:
 
     import torch; from safetensors.torch import save_file
-    state = torch.load("last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    print(torch.serialization.get_unsafe_globals_in_checkpoint("last.ckpt"))
+    with torch.serialization.safe_globals([ModelCheckpoint]):
+        state = torch.load("last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     save_file({key: value.contiguous() for key, value in state.items()}, "last.safetensors")
 """
 

@@ -22,12 +22,12 @@ def describe_tokenizer(
     """What a dataset says of a tokenizer, and the guide grids of its rows."""
     tokenizer = HybridTokenizer.from_pretrained(model_name)
     tokenizer.check_size(image_size, image_size)
-    say_token_count("data.image_size", image_size, tokenizer, guide_scales)
     grids = tokenizer.guide.guide_scale_sizes((image_size, image_size))
     if guide_scales is not None and not 1 <= guide_scales <= len(grids):
         raise HybridTokenizerError(
             f"guide_scales={guide_scales} must lie in 1..{len(grids)}, the guide grids of {tokenizer.name!r}, or be null"
         )
+    say_token_count("data.image_size", image_size, tokenizer, guide_scales)
     home = (
         PRESETS / model_name
         if model_name in list_presets()

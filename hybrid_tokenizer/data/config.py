@@ -82,8 +82,7 @@ class DataConfig:
             raise HybridTokenizerError(
                 f"data.repeats={self.repeats} needs one number for each of the {len(self.roots)} roots"
             )
-        whole = isinstance(self.captions, str) or self.captions is None
-        files = self.captions_of_roots if whole else self.captions
+        files = self.captions if isinstance(self.captions, list) else self.captions_of_roots
         if len(files) != len(self.roots) or not all(file is None or isinstance(file, str) for file in files):
             raise HybridTokenizerError(
                 f"data.captions={self.captions!r} needs one file or null for each of the {len(self.roots)} roots"

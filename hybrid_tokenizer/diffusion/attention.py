@@ -1,5 +1,4 @@
-"""The attention of a diffusers U-Net within a decode: what is constant over the steps is computed once, and on a GPU one matrix
-product gives queries, keys and values."""
+"""Attention within a decode: a condition's keys and values are computed once, and self-attention can join its projections."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +72,8 @@ def attended(
 
 @contextmanager
 def decoding_attention(unet: nn.Module, fuse: bool) -> Iterator[None]:
-    """Within the context, every plain cross-attention of a diffusers U-Net remembers; on exit all is restored.
+    """Within the context, every plain cross-attention of a diffusers U-Net keeps the keys and values of each condition. On exit
+    all is restored.
 
     For inference only. Attention with other processors or options stays as it is, and so does a compiled U-Net.
 

@@ -52,7 +52,7 @@ class SecurityHeaders:
 
         try:
             await self.app(scope, receive, send_with_headers)
-        except Exception:  # raised again below; the answer needs the headers too
+        except Exception:  # every failure is answered with the headers and raised again: nothing is swallowed
             if not started:
                 failed = error_response(500, "the server failed on this request; its console shows why; try again")
                 await failed(scope, receive, send_with_headers)

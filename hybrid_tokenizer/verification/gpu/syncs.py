@@ -89,7 +89,10 @@ def counted_syncs(device: torch.device) -> Iterator[list[str]]:
         shown = warnings.showwarning
 
         def noted(message: Any, *rest: Any, **options: Any) -> None:
-            (note(places) if "synchroniz" in str(message) else shown(message, *rest, **options))
+            if "synchroniz" in str(message):
+                note(places)
+            else:
+                shown(message, *rest, **options)
 
         warnings.showwarning = noted
         torch.cuda.set_sync_debug_mode("warn")
